@@ -1,0 +1,85 @@
+"""Dropout whose mask is a pure function of (seed, step, site), and cheap on a CPU.
+
+PyTorch draws CPU masks one value after another: in a fine-tuning step that costs more than the matrix
+products. Here a counter-based generator (Philox, Salmon et al. 2011) gives random bytes, one a value,
+and the mask is applied by bitwise AND. Nothing of the generator has to be saved to resume a run.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-point number's size in bytes
+
+
+@dataclass
+class DropoutKey:
+    """What the masks of a training step depend on; the training loop sets `step`."""
+
+    seed: int
+    step: int = 0
+
+
+def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int) -> Tensor:
+    """-1 (all bits set) where a value is kept and 0 where it is dropped, with probability drop / 256; int8."""
+    count = shape.numel()
+    generator = np.random.Philox(key=[seed % 2**64, (site << 40) + step])
+    bits = generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
+    return torch.from_numpy(-(bits >= drop).view(np.int8)).view(shape)
+
+
+class _MaskedScale(torch.autograd.Function):
+    """y = (x AND mask) · scale: a bit mask of 0 or -1 promotes to any width and is cheaper than a product."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return _masked_scale(x, mask, scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return _masked_scale(grad.contiguous(), mask, ctx.scale), None, None
+
+
+def _masked_scale(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return (x.view(INTEGER[x.element_size()]) & mask).view(x.dtype).mul_(scale)
+
+
+class Dropout(nn.Dropout):
+    """y = x ⊙ keep / (1 - p) (Srivastava et al. 2014), with p rounded to 1/256ths: exactly unbiased.
+
+    `site` tells the layers of a model apart, `key` is shared by all of them. On a GPU PyTorch's own
+    dropout is fast, and is used with its own random numbers.
+    """
+
+    def __init__(self, p: float, key: DropoutKey, site: int):
+        super().__init__(p)
+        self.key, self.site = key, site
+        self.drop = round(256 * p)  # of 256 byte values; p below 1/512 drops nothing
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop == 0:
+            return x
+        if x.is_cuda:
+            return F.dropout(x, self.p)
+        if self.drop == 256:
+            return x * 0
+        mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site)
+        return _MaskedScale.apply(x.contiguous(), mask, 256 / (256 - self.drop))
+
+
+def install_dropout(model: nn.Module, seed: int) -> DropoutKey:
+    """Put this dropout in the place of every `nn.Dropout` in a model; the model need not know.
+
+    Sites are numbered in the order of `named_modules`, so they are the same in every run of a model.
+    """
+    key = DropoutKey(seed)
+    found = [(name, module) for name, module in model.named_modules() if type(module) is nn.Dropout]
+    for site, (name, module) in enumerate(found):
+        model.set_submodule(name, Dropout(module.p, key, site))
+    return key

@@ -1,0 +1,1 @@
+"""Low-rank adapters: layers, the methods they make up, and their files."""

@@ -1,0 +1,87 @@
+"""Linear layers that train a low-rank update of a frozen weight.
+
+Letters: M tokens, K input features, N output features, r rank. Weights as stored, `[out, in]`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.reference import dora_norm, lora_up_down
+
+
+class LoRALinear(nn.Linear):
+    """y = x Wᵀ + b + s · dropout(x) Aᵀ Bᵀ, with W and b frozen (Hu et al. 2021, eq. 3).
+
+    `scaling` is s: alpha / r in LoRA, alpha / sqrt(r) in rsLoRA (Kalajdzievski 2023). B starts at
+    zero, so a fresh layer computes exactly what the layer it replaces computed. W may be kept in any
+    dtype; A and B are kept in fp32 or better, and all compute in the dtype of x.
+
+    Raises:
+        ValueError: if rank is not in [1, min(in, out)], scaling not a positive number, or dropout not in [0, 1).
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scaling: float, dropout: float = 0.0):
+        max_rank = min(base.in_features, base.out_features)
+        if not 1 <= rank <= max_rank:
+            raise ValueError(f"rank must be in [1, {max_rank}] for {base}, got {rank}")
+        if not 0 < scaling < math.inf:
+            raise ValueError(f"scaling must be a positive number, got {scaling}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        # On the meta device the weight costs no memory and no random numbers; base's own replaces it.
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight.requires_grad_(False), base.bias
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        kept = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, **kept)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, **kept)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """A uniform in ±1/√K, as nn.Linear's own start and PEFT's; B zero."""
+        if not hasattr(self, "lora_A"):  # nn.Linear's constructor calls this before there is an adapter
+            return
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        """s · dropout(x) Aᵀ Bᵀ: [M, K] -> [M, N]"""
+        lora_A, lora_B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
+        return lora_up_down(self.dropout(x), lora_A, lora_B, self.scaling)
+
+    def cast_bias(self, x: Tensor) -> Tensor | None:
+        return None if self.bias is None else self.bias.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [M, K] -> [M, N]"""
+        return F.linear(x, self.weight.to(x.dtype), self.cast_bias(x)) + self.low_rank(x)
+
+
+class DoRALinear(LoRALinear):
+    """y = m/‖V‖ ⊙ (x Wᵀ + s · dropout(x) Aᵀ Bᵀ) + b, with V = W + s·B A; m, A and B train (Liu et al. 2024, eq. 5).
+
+    m starts at ‖W‖, so a fresh layer computes what its base computed. ‖V‖ is a constant of the step
+    (section 4.3). The bias is not scaled. Dropout touches the low-rank term alone; PEFT drops the base
+    term's input too, so the two are equal at dropout 0.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scaling: float, dropout: float = 0.0):
+        super().__init__(base, rank, scaling, dropout)
+        self.lora_magnitude_vector = nn.Parameter(self.weight_norm())
+
+    @torch.no_grad()  # section 4.3: the norm is a constant of the step, no gradient flows through it
+    def weight_norm(self) -> Tensor:
+        """‖W + s·B A‖ per output row, [N], in fp32 or better."""
+        return dora_norm(self.weight, self.lora_A.weight, self.lora_B.weight, self.scaling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [M, K] -> [M, N]"""
+        gain = self.lora_magnitude_vector / self.weight_norm()  # [N]
+        y = gain.to(x.dtype) * (F.linear(x, self.weight.to(x.dtype)) + self.low_rank(x))  # [M, N]
+        return y if self.bias is None else y + self.cast_bias(x)

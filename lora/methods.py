@@ -1,0 +1,125 @@
+"""The fine-tuning methods, and how one is applied to a model from outside.
+
+The table is read by the command line, so importing it must not import torch.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of fine-tuning. With a `layer` the encoder is frozen but for its adapters.
+
+    Attributes:
+        trains_encoder: every weight of the encoder trains.
+        layer: the class in `lora.layers` that takes the place of a target.
+        scaling: (alpha, r) -> s.
+        alpha: r -> the default alpha; it makes s = 2 for every method, so none is only louder.
+        lr: the default learning rate; low-rank updates want about ten times that of full fine-tuning.
+    """
+
+    lr: float
+    trains_encoder: bool = False
+    layer: str | None = None
+    scaling: Callable[[float, int], float] | None = None
+    alpha: Callable[[int], float] | None = None
+
+
+METHODS = {
+    "frozen": Method(lr=1e-3),
+    "full": Method(lr=5e-5, trains_encoder=True),
+    "lora": Method(lr=5e-4, layer="LoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
+    "rslora": Method(
+        lr=5e-4,
+        layer="LoRALinear",
+        scaling=lambda alpha, r: alpha / math.sqrt(r),
+        alpha=lambda r: 2 * math.sqrt(r),
+    ),
+    "dora": Method(lr=5e-4, layer="DoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
+}
+
+# The six linears of a BERT layer, by the ends of their names.
+TARGETS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention.output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
+DENSE = ("attention.output", "intermediate", "output")
+TARGET_SETS = {
+    "all": tuple(TARGETS),
+    "attention": ("query", "key", "value", "attention.output"),
+    "dense": DENSE,
+}
+
+
+def resolve_targets(names: Sequence[str]) -> tuple[str, ...]:
+    """Target and set names -> the targets they stand for, in the order of a layer.
+
+    Raises:
+        ValueError: if a name is neither, or none is given.
+    """
+    chosen: set[str] = set()
+    for name in names:
+        if name not in TARGETS and name not in TARGET_SETS:
+            raise ValueError(f"expected targets among {', '.join([*TARGET_SETS, *TARGETS])}, got {name!r}")
+        chosen.update(TARGET_SETS.get(name, (name,)))
+    if not chosen:
+        raise ValueError(f"expected targets among {', '.join([*TARGET_SETS, *TARGETS])}, got none")
+    return tuple(target for target in TARGETS if target in chosen)
+
+
+def apply_method(
+    encoder: "nn.Module",
+    method: Method,
+    *,
+    rank: int = 8,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: Sequence[str] = ("all",),
+    seed: int = 0,
+) -> list[str]:
+    """Make an encoder trainable by a method, in place; the names of the layers that were replaced.
+
+    Adapters are drawn from (seed, the layer's name), so methods that share an initialisation start alike.
+
+    Raises:
+        ValueError: if rank, alpha, dropout or targets make no sense, or the encoder has adapters already.
+    """
+    import torch
+
+    from lora import layers
+
+    if method.layer is None:
+        encoder.requires_grad_(method.trains_encoder)
+        return []
+    if any(isinstance(module, layers.LoRALinear) for module in encoder.modules()):
+        raise ValueError("the encoder has adapters already")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    alpha = method.alpha(rank) if alpha is None else alpha
+    wanted = {TARGETS[target] for target in resolve_targets(targets)}
+    # The part of the name behind encoder.layer.{i}, matched whole: `output.dense` must not hit attention's.
+    found = [(n, module) for n, module in encoder.named_modules() if ".".join(n.split(".")[3:]) in wanted]
+    if not found:
+        raise ValueError(f"targets {', '.join(targets)} match no layer of the encoder")
+    adapted = {}
+    for name, base in found:
+        layer = getattr(layers, method.layer)(base, rank, method.scaling(alpha, rank), dropout)
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        layer.reset_parameters(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        adapted[name] = layer
+    encoder.requires_grad_(False)
+    for name, layer in adapted.items():
+        encoder.set_submodule(name, layer)
+        layer.train(encoder.training)
+    return list(adapted)

@@ -1,0 +1,1 @@
+"""BERT by hand: model, pooling, weights, tokenizer, and where checkpoints come from."""

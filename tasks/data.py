@@ -1,0 +1,126 @@
+"""Examples -> packed batches, in an order that is a pure function of (seed, task, epoch).
+
+Letters: M tokens, S sequences, B examples.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minibert.model import Sequences
+from minibert.tokenizer import Tokenizer
+from tasks.base import Example, Task
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides)."""
+
+    ids: tuple[str, ...]
+    input_ids: Tensor  # [M]
+    token_type_ids: Tensor  # [M]
+    sequences: Sequences  # of S
+    labels: Tensor | None  # [B]
+
+    def to(self, device: torch.device) -> "Batch":
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            token_type_ids=self.token_type_ids.to(device),
+            sequences=self.sequences.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+
+class PackedTexts:
+    """Encoded texts end to end in two flat arrays: a few bytes a token, whatever their number."""
+
+    def __init__(self, texts: Sequence[str | tuple[str, str]], tokenizer: Tokenizer):
+        encoded = tokenizer(texts)
+        self.ends = np.cumsum([len(one.input_ids) for one in encoded])
+        total = int(self.ends[-1])
+        self.input_ids = np.fromiter((t for one in encoded for t in one.input_ids), np.int32, total)
+        self.token_type_ids = np.fromiter((t for one in encoded for t in one.token_type_ids), np.int8, total)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        return self.ends[indices] - np.where(indices > 0, self.ends[indices - 1], 0)
+
+    def span(self, index: int) -> slice:
+        return slice(self.ends[index - 1] if index else 0, self.ends[index])
+
+
+class Dataset:
+    """A split of a task, tokenized once."""
+
+    def __init__(self, task: Task, examples: Sequence[Example], tokenizer: Tokenizer, siamese: bool = False):
+        self.task = task
+        self.examples = tuple(examples)
+        if siamese:
+            self.sides = [PackedTexts([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
+        else:
+            joined = [e.texts if len(e.texts) == 2 else e.texts[0] for e in examples]
+            self.sides = [PackedTexts(joined, tokenizer)]
+        labelled = all(e.label is not None for e in examples)
+        dtype = np.int64 if task.is_classification else np.float32
+        self.labels = np.array([e.label for e in examples], dtype) if labelled else None  # [len]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def longest_first(self, indices: np.ndarray) -> np.ndarray:
+        lengths = sum(side.lengths(indices) for side in self.sides)
+        return indices[np.argsort(-lengths, kind="stable")]
+
+    def collate(self, indices: np.ndarray) -> Batch:
+        spans = [(side, side.span(i)) for side in self.sides for i in indices]
+        input_ids = np.concatenate([side.input_ids[span] for side, span in spans])  # [M]
+        token_type_ids = np.concatenate([side.token_type_ids[span] for side, span in spans])  # [M]
+        return Batch(
+            ids=tuple(self.examples[i].id for i in indices),
+            input_ids=torch.from_numpy(input_ids),
+            token_type_ids=torch.from_numpy(token_type_ids.astype(np.int32)),
+            sequences=Sequences(tuple(int(span.stop - span.start) for _, span in spans)),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
+        )
+
+    def in_order_of_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(indices, batch) over all examples, longest first: for evaluation, where order does not matter."""
+        order = self.longest_first(np.arange(len(self)))
+        for start in range(0, len(self), batch_size):
+            indices = order[start : start + batch_size]
+            yield indices, self.collate(indices)
+
+
+def epoch_order(length: int, seed: int, task: str, epoch: int) -> np.ndarray:
+    """The order of a task's examples in an epoch: a pure function, so that nothing is saved to resume."""
+    return np.random.default_rng([seed, zlib.crc32(task.encode()), epoch]).permutation(length)
+
+
+class RoundRobin:
+    """Training batches of one or several tasks in turn; one whose data runs out starts over.
+
+    An epoch ends when the largest task's data is done. The batch of a step is a function of the step.
+    """
+
+    def __init__(self, datasets: Mapping[str, Dataset], batch_size: int, seed: int):
+        self.datasets, self.batch_size, self.seed = dict(datasets), batch_size, seed
+        self.names = list(datasets)
+        self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
+        self.steps_per_epoch = len(self.names) * max(self.batches.values())
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}
+
+    def batch(self, step: int) -> tuple[str, Batch]:
+        """The task and the batch of step 0, 1, 2, ..."""
+        name = self.names[step % len(self.names)]
+        epoch, index = divmod(step // len(self.names), self.batches[name])
+        if self._orders.get(name, (None,))[0] != epoch:
+            data = self.datasets[name]
+            self._orders[name] = (epoch, epoch_order(len(data), self.seed, name, epoch))
+        chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
+        # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
+        data = self.datasets[name]
+        return name, data.collate(data.longest_first(chosen))

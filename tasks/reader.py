@@ -1,0 +1,100 @@
+"""Data files -> examples: tab-separated, CSV quoting, columns matched by name."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from minibert.errors import InputError
+from tasks.base import Example, Skipped, Task
+
+MOST_SKIPPED = 0.01  # of a file's rows; above that the file is not what it is taken for
+LARGEST_FIELD = 2**17  # characters; a broken quote that swallows half a file shows up here
+
+
+def read_examples(
+    path: Path, task: Task, labelled: bool, strict: bool = False
+) -> tuple[list[Example], list[Skipped]]:
+    """The examples of a file, and the rows skipped because they lack a sentence or a label.
+
+    Extra and nameless columns are ignored; a class label may read `1.0`. Without `labelled` the label
+    column may be missing or empty.
+
+    Raises:
+        InputError: with file:line, for a file that cannot be read, a missing column, a label that is no
+            number or out of range, a duplicate id, no rows, more than 1 % skipped, or with `strict` any.
+    """
+    examples: list[Example] = []
+    skipped: list[Skipped] = []
+    lines_of_ids: dict[str, int] = {}
+    for line, row in _rows(path, ["id", *task.text_columns], task.label_column, labelled):
+        where = f"{path}:{line}"
+        texts = tuple((row[column] or "").strip() for column in task.text_columns)
+        given = (row.get(task.label_column) or "").strip()
+        lacking = [column for column, text in zip(task.text_columns, texts, strict=True) if not text]
+        if labelled and not given:
+            lacking.append(task.label_column)
+        if lacking:
+            skipped.append(Skipped(where, f"no {' and no '.join(lacking)}"))
+            continue
+        identity = (row["id"] or "").strip()
+        if not identity:
+            raise InputError(f"{where}: expected an id, got none")
+        if identity in lines_of_ids:
+            raise InputError(f"{where}: id {identity!r} is taken by line {lines_of_ids[identity]}")
+        lines_of_ids[identity] = line
+        examples.append(Example(identity, texts, _label(given, task, where) if given else None))
+    if not examples and not skipped:
+        raise InputError(f"{path}: expected rows under the header, got none")
+    if skipped and (strict or len(skipped) > MOST_SKIPPED * (len(examples) + len(skipped))):
+        rule = "none may be with --strict" if strict else f"more than {MOST_SKIPPED:.0%}"
+        total = len(examples) + len(skipped)
+        raise InputError(f"{skipped[0].where}: {skipped[0].reason} ({len(skipped)} of {total} rows: {rule})")
+    return examples, skipped
+
+
+def _rows(path: Path, needed: Sequence[str], label_column: str, labelled: bool):
+    """(line, row) for each record; a record's line is where it starts, quoted line breaks included."""
+    needed = [*needed, label_column] if labelled else needed
+    csv.field_size_limit(LARGEST_FIELD)
+    try:
+        # utf-8-sig drops a byte order mark; newline="" leaves line ends to the csv module.
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t", strict=False)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            missing = [name for name in needed if name not in columns]
+            if missing:
+                got = ", ".join(repr(name) for name in columns if name) or "an empty file"
+                hint = " (are the fields separated by tabs?)" if len(columns) == 1 and columns[0] else ""
+                raise InputError(
+                    f"{path}:1: expected tab-separated columns {', '.join(needed)}; got {got}{hint}"
+                )
+            twice = [name for name in needed if columns.count(name) > 1]
+            if twice:
+                raise InputError(f"{path}:1: column {twice[0]!r} stands there twice")
+            reader.fieldnames = columns
+            line = reader.line_num + 1
+            for row in reader:
+                yield line, row
+                line = reader.line_num + 1
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}") from None
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num + 1}: {error} (a quote that is never closed?)") from None
+
+
+def _label(text: str, task: Task, where: str) -> float:
+    low, high = task.label_range
+    kind = "a class" if task.is_classification else "a number"
+    wanted = f"{kind} from {low} to {high}"
+    try:
+        label = float(text)
+    except ValueError:
+        raise InputError(f"{where}: {task.label_column} {text!r} is not {wanted}") from None
+    if not (
+        math.isfinite(label) and low <= label <= high and (label.is_integer() or not task.is_classification)
+    ):
+        raise InputError(f"{where}: {task.label_column} {text!r} is not {wanted}")
+    return label

@@ -1,0 +1,14 @@
+"""Semantic textual similarity (Agirre et al. 2013): 0 unrelated to 5 same meaning."""
+
+from tasks.base import Task
+
+STS = Task(
+    name="sts",
+    files={"train": "sts-train.csv", "dev": "sts-dev.csv", "test": "sts-test-student.csv"},
+    text_columns=("sentence1", "sentence2"),
+    label_column="similarity",
+    num_outputs=1,
+    label_range=(0, 5),
+    loss="mse",
+    metrics=("pearson", "spearman"),
+)

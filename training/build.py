@@ -1,0 +1,152 @@
+"""From a config to what a run needs: files, data, model."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lora.methods import METHODS, apply_method
+from minibert.errors import InputError
+from minibert.files import read_json
+from minibert.hub import PINNED
+from minibert.model import Bert
+from minibert.tokenizer import Tokenizer
+from minibert.weights import load_bert, read_config
+from tasks.base import Example, Skipped, Task
+from tasks.data import Dataset
+from tasks.heads import Head
+from tasks.model import TaskModel
+from tasks.reader import read_examples
+from training.config import Config
+from training.precision import DTYPES
+
+DEMO = Path(__file__).parent.parent / "tasks" / "demo"
+MANY_ROWS = 100_000  # above this, two passes over the data are the default, as in the study
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A task's rows, as read."""
+
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example] | None
+    skipped: list[Skipped]
+
+
+def data_folder(config: Config) -> Path:
+    if config.data == "demo":
+        return DEMO
+    if config.data == "cs224n":
+        from tasks.course import course_folder
+
+        return course_folder([name for task in config.tasks for name in task.files.values()])
+    folder = Path(config.data)
+    if not folder.is_dir():
+        raise InputError(f"--data: expected demo, cs224n or a folder, got {config.data!r}")
+    return folder
+
+
+def read_splits(config: Config) -> dict[str, Splits]:
+    """The rows of each task of a run; a data folder need not have test files."""
+    folder = data_folder(config)
+    splits = {}
+    for task in config.tasks:
+        read = {}
+        skipped: list[Skipped] = []
+        for split, name in task.files.items():
+            if split == "test" and not (folder / name).exists():
+                continue
+            read[split], left_out = read_examples(folder / name, task, split != "test", config.strict)
+            skipped += left_out
+        splits[task.name] = Splits(read["train"], read["dev"], read.get("test"), skipped)
+    return splits
+
+
+def default_pooling(model: str, folder: Path) -> str:
+    """The pooling a checkpoint was made for; [CLS] where nothing says otherwise."""
+    if model in PINNED:
+        return getattr(PINNED[model], "pooling", "mean")
+    modes = folder / "1_Pooling" / "config.json"  # where sentence-transformers writes it
+    return "mean" if modes.is_file() and read_json(modes).get("pooling_mode_mean_tokens") is True else "cls"
+
+
+def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None = None) -> Config:
+    """The config without a None that the model or the data decide.
+
+    Raises:
+        InputError: if the model cannot do what the config asks.
+    """
+    bert = read_config(folder)
+    if config.max_length > bert.max_position_embeddings:
+        most = bert.max_position_embeddings
+        raise InputError(
+            f"--max-length: expected at most the model's {most} positions, got {config.max_length}"
+        )
+    if config.rank > bert.hidden_size and METHODS[config.method].layer:
+        raise InputError(
+            f"--rank: expected at most the model's hidden size {bert.hidden_size}, got {config.rank}"
+        )
+    dropout = 0.0 if config.method == "frozen" else bert.hidden_dropout_prob
+    rows = max(len(one.train) for one in splits.values()) if splits else 0
+    return replace(
+        config,
+        pooling=config.pooling or default_pooling(config.model, folder),
+        encoder_dropout=dropout if config.encoder_dropout is None else config.encoder_dropout,
+        epochs=config.epochs or (2 if rows > MANY_ROWS else 10),
+    )
+
+
+def build_tokenizer(config: Config, folder: Path) -> Tokenizer:
+    return Tokenizer(folder, config.max_length, read_config(folder).vocab_size)
+
+
+def build_dataset(config: Config, task: Task, examples: list[Example], tokenizer: Tokenizer) -> Dataset:
+    return Dataset(task, examples, tokenizer, config.siamese(task))
+
+
+def load_encoder(config: Config, folder: Path) -> Bert:
+    """The bare encoder, frozen, its weights in the dtype it computes in unless they will train."""
+    bert = load_bert(folder)
+    if config.pooling == "pooler" and bert.pooler is None:
+        raise InputError(f"--pooling pooler: {folder} has no pooler; use cls or mean")
+    dtype = DTYPES[config.precision]
+    if not METHODS[config.method].trains_encoder:
+        bert.to(dtype)
+    bert.compute_dtype = dtype
+    for module in bert.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = config.encoder_dropout
+    return bert.requires_grad_(False)
+
+
+def build_heads(config: Config, hidden_size: int) -> dict[str, Head]:
+    """A head for each task, drawn from the run's seed and the task's name alone."""
+    heads = {}
+    for task in config.tasks:
+        features = config.features if config.siamese(task) else None
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(zlib.crc32(f"{config.seed}/{task.name}".encode()))
+            heads[task.name] = Head(
+                hidden_size, task.num_outputs, config.hidden_layers, config.dropout, features
+            )
+    return heads
+
+
+def build_model(config: Config, folder: Path) -> TaskModel:
+    """The model of a fresh run: encoder with the method applied, and new heads."""
+    bert = load_encoder(config, folder)
+    apply_method(
+        bert,
+        METHODS[config.method],
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.lora_dropout,
+        targets=config.targets,
+        seed=config.seed,
+    )
+    if bert.pooler is not None and config.pooling != "pooler":
+        bert.pooler.requires_grad_(False)
+    return TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))

@@ -1,0 +1,92 @@
+"""The state of a run in one safetensors file: atomic by a rename, no pickle.
+
+Data order and dropout are functions of (seed, step), so no random state needs saving.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from minibert.errors import InputError
+from minibert.files import read_safetensors, write_safetensors
+
+FILE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run is, beside its weights."""
+
+    step: int = 0  # optimiser steps done
+    epoch_loss: float = 0.0  # summed over the steps of the epoch under way
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0
+    tokens: int = 0
+    best: dict[str, float] | None = None  # dev score by task, of the best epoch
+    best_epoch: int = 0
+    history: list[dict] = field(default_factory=list)  # a line of metrics.jsonl each
+    scaler: dict = field(default_factory=dict)
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that train, by name (not copied)."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy weights back into a model, in place, so that the optimiser keeps hold of them."""
+    parameters = trainable_state(model)
+    for name, tensor in state.items():
+        parameters[name].copy_(tensor)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: Mapping[str, Tensor],
+    progress: Progress,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"model.{name}": tensor for name, tensor in trainable_state(model).items()}
+    state |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"optimizer.{key}.{name}"] = value
+    write_safetensors(state, folder / FILE, {"progress": json.dumps(vars(progress))})
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Restore model, optimiser and scaler in place; the progress and the best weights so far.
+
+    Raises:
+        InputError: if the checkpoint is damaged or of another model.
+    """
+    path = folder / FILE
+    state = read_safetensors(path)
+    with safe_open(path, "pt") as file:
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    expected = trainable_state(model)
+    if parts["model"].keys() != expected.keys() or any(
+        tensor.shape != expected[name].shape for name, tensor in parts["model"].items()
+    ):
+        raise InputError(f"{path}: holds the weights of another model or method")
+    load_trainable(model, parts["model"])
+    parameters = dict(model.named_parameters())
+    for name, tensor in parts["optimizer"].items():
+        key, _, parameter = name.partition(".")
+        place = optimizer.state[parameters[parameter]]
+        place[key] = tensor.to(parameters[parameter].device) if key != "step" else tensor.clone()
+    scaler.load_state_dict(progress.scaler)
+    return progress, parts["best"]

@@ -1,0 +1,76 @@
+"""The command line of train.py: a flag for every field of `Config`. Imports no torch."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import NoReturn, get_args
+
+from minibert.errors import InputError
+from training.config import Config, check, flag
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="train.py",
+        description="Fine-tune a BERT-size encoder on sentence tasks. [..]: the default, where it depends.",
+        allow_abbrev=False,
+    )
+    for one in fields(Config):
+        kind = (
+            next(k for k in get_args(one.type) if k is not type(None))
+            if isinstance(one.type, UnionType)
+            else one.type
+        )
+        text = one.metadata["help"].replace("%", "%%")
+        shown = "" if one.default is None or kind is bool else f" ({_shown(one.default)})"
+        if kind is bool:
+            parser.add_argument(flag(one.name), action="store_true", help=text)
+        elif one.metadata["names"]:
+            parser.add_argument(
+                flag(one.name), nargs="+", default=one.default, metavar="NAME", help=text + shown
+            )
+        else:
+            choices = one.metadata["choices"]
+            metavar = "{" + ",".join(choices) + "}" if choices else one.name.split("_")[-1].upper()
+            parser.add_argument(
+                flag(one.name), type=kind, default=one.default, metavar=metavar, help=text + shown
+            )
+    parser.add_argument("--out", type=Path, help="the run's folder [runs/TASK-METHOD-TIME]")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run that lies in --out, or start it there"
+    )
+    parser.add_argument(
+        "--overfit-batch",
+        action="store_true",
+        help="train on one batch alone until its loss is near 0: the first thing to try when something is wrong",
+    )
+    return parser
+
+
+def _shown(default: object) -> str:
+    return " ".join(default) if isinstance(default, tuple) else str(default)
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """The config, and what is no part of it: out, resume, overfit_batch.
+
+    Raises:
+        InputError: for a flag or a value that makes no sense.
+    """
+    given = build_parser().parse_args(arguments)
+    settings = {one.name: getattr(given, one.name) for one in fields(Config)}
+    config = check(Config(**settings | {"targets": tuple(settings["targets"])}))
+    if given.resume and given.out is None:
+        raise InputError("--resume: expected --out, the folder of the run to continue")
+    if given.overfit_batch and given.out is not None:
+        raise InputError("--overfit-batch: writes nothing, so it goes without --out")
+    return config, given

@@ -1,0 +1,195 @@
+"""All settings of a run. Imports no torch, so that `--help` and usage errors answer at once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from lora.methods import METHODS, resolve_targets
+from minibert.errors import InputError
+from tasks import TASKS
+from tasks.base import Task
+
+PAIRS = ("concat", "siamese")
+POOLINGS = ("cls", "pooler", "mean")
+FEATURES = ("uv", "uv-diff", "uv-diff-prod")
+LOSSES = ("cross-entropy", "mse")
+SCHEDULES = ("linear", "cosine", "constant")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def setting(default, text: str, choices: tuple[str, ...] | None = None, names: bool = False):
+    """A field with the text and the choices its flag shows; `names` marks a list."""
+    return field(default=default, metadata={"help": text, "choices": choices, "names": names})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run; None stands for a default that depends on the others, until `complete`."""
+
+    task: str = setting("sts", f"one of {', '.join(TASKS)}, or several joined by +: one encoder, a head each")
+    method: str = setting("rslora", "what trains in the encoder", tuple(METHODS))
+    pair: str = setting("concat", "a pair as one sequence, or each side on its own", PAIRS)
+    features: str = setting("uv-diff-prod", "how a Siamese head compares its two vectors", FEATURES)
+    model: str = setting(
+        "all-MiniLM-L6-v2", "a known name, org/name@revision on the Hugging Face hub, or a folder"
+    )
+    data: str = setting(
+        "demo", "demo (built in), cs224n (downloaded), or a folder of files in the same format"
+    )
+    max_length: int = setting(256, "tokens of a sequence; what is longer is cut")
+    pooling: str | None = setting(None, "hidden states -> vector [mean for MiniLM, cls for others]", POOLINGS)
+    loss: str | None = setting(None, "training loss [the task's own]", LOSSES)
+    rank: int = setting(8, "r of the adapters")
+    alpha: float | None = setting(
+        None, "alpha of the adapters [2r; rslora 2 sqrt(r): an effective scale of 2]"
+    )
+    lora_dropout: float = setting(0.0, "dropout before the adapters")
+    targets: tuple[str, ...] = setting(
+        ("all",), "adapted linears: all, attention, dense, or their names", names=True
+    )
+    epochs: int | None = setting(None, "passes over the largest task's data [10; 2 above 100,000 rows]")
+    max_steps: int | None = setting(
+        None, "end after so many steps, mid-epoch if need be; the schedule's length too"
+    )
+    batch_size: int = setting(32, "examples of a step")
+    lr: float | None = setting(
+        None, f"peak learning rate [{', '.join(f'{n} {m.lr:g}' for n, m in METHODS.items())}]"
+    )
+    weight_decay: float = setting(0.01, "AdamW's, of matrices alone")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; 0 does not clip")
+    dropout: float = setting(0.3, "the head's dropout")
+    encoder_dropout: float | None = setting(
+        None, "BERT's own dropout [the checkpoint's; the frozen encoder has none]"
+    )
+    hidden_layers: int = setting(0, "the head's hidden layers")
+    schedule: str = setting("linear", "the learning rate after warm-up", SCHEDULES)
+    warmup: float = setting(0.1, "share of the steps in which the learning rate rises from 0")
+    seed: int = setting(0, "of initial weights, data order and dropout")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ... [cuda where there is one]")
+    precision: str = setting(
+        "auto", "of activations; what trains stays in fp32 [the fastest sound one]", PRECISIONS
+    )
+    strict: bool = setting(False, "a row without text or label is an error, not skipped")
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(TASKS[name] for name in self.task.split("+"))
+
+    @property
+    def scaling(self) -> float | None:
+        """The factor s of the low-rank update, what rsLoRA and LoRA differ in."""
+        method = METHODS[self.method]
+        return method.scaling(self.alpha, self.rank) if method.layer else None
+
+    def siamese(self, task: Task) -> bool:
+        return self.pair == "siamese" and task.is_pair
+
+
+def check(config: Config) -> Config:
+    """The config, with the defaults filled in that need no model or data.
+
+    Raises:
+        InputError: naming the flag, for a value that is none of its choices, out of range, or in conflict.
+    """
+    names = config.task.split("+")
+    for name in names:
+        if name not in TASKS:
+            raise InputError(f"--task: expected {', '.join(TASKS)}, or several joined by +; got {name!r}")
+    if len(set(names)) < len(names):
+        raise InputError(f"--task: expected each task once, got {config.task!r}")
+    for one in fields(Config):
+        choices, value = one.metadata["choices"], getattr(config, one.name)
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{flag(one.name)}: expected one of {', '.join(choices)}; got {value!r}")
+    for name, (low, high, wanted) in RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            raise InputError(f"{flag(name)}: expected {wanted}, got {value}")
+    _check_conflicts(config)
+    method = METHODS[config.method]
+    return replace(
+        config,
+        alpha=float(method.alpha(config.rank)) if config.alpha is None and method.layer else config.alpha,
+        lr=method.lr if config.lr is None else config.lr,
+        loss=config.loss or (config.tasks[0].loss if len(config.tasks) == 1 else None),
+    )
+
+
+AT_LEAST_1 = (1, 2**31 - 1, "a whole number of at least 1")
+BELOW_1 = (0, 0.999, "a number from 0 to 0.999")
+RANGES = {
+    "max_length": (4, 2**31 - 1, "at least 4 tokens"),
+    "rank": AT_LEAST_1,
+    "alpha": (1e-9, 1e9, "a number above 0"),
+    "lora_dropout": BELOW_1,
+    "epochs": AT_LEAST_1,
+    "max_steps": AT_LEAST_1,
+    "batch_size": AT_LEAST_1,
+    "lr": (1e-12, 1e3, "a number above 0"),
+    "weight_decay": (0, 1e6, "a number of at least 0"),
+    "max_grad_norm": (0, 1e9, "a number of at least 0"),
+    "dropout": BELOW_1,
+    "encoder_dropout": BELOW_1,
+    "hidden_layers": (0, 100, "a whole number from 0 to 100"),
+    "warmup": (0, 1, "a share from 0 to 1"),
+    "seed": (0, 2**63 - 1, "a whole number of at least 0"),
+}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_conflicts(config: Config) -> None:
+    method, default = METHODS[config.method], {one.name: one.default for one in fields(Config)}
+    if config.pair == "siamese" and not any(task.is_pair for task in config.tasks):
+        raise InputError(f"--pair siamese: expected a task of sentence pairs, got --task {config.task}")
+    if config.features != default["features"] and config.pair != "siamese":
+        raise InputError("--features: only a Siamese head compares two vectors; add --pair siamese")
+    if config.method == "frozen" and config.encoder_dropout:
+        raise InputError("--encoder-dropout: the frozen encoder runs without dropout")
+    if not method.layer:
+        for name in ("rank", "alpha", "lora_dropout", "targets"):
+            if getattr(config, name) != default[name]:
+                raise InputError(f"{flag(name)}: --method {config.method} has no adapters")
+    try:
+        resolve_targets(config.targets)
+    except ValueError as error:
+        raise InputError(f"--targets: {error}") from None
+    if config.loss is not None and any(config.loss != task.loss for task in config.tasks):
+        wanted = ", ".join(f"{task.loss} for {task.name}" for task in config.tasks)
+        raise InputError(f"--loss: expected {wanted}; got {config.loss}")
+    if config.precision == "fp16" and config.device == "cpu":
+        raise InputError("--precision fp16: expected a GPU; a CPU has fp32 and bf16")
+
+
+def to_dict(config: Config) -> dict:
+    return asdict(config) | {"targets": list(config.targets)}
+
+
+def from_dict(raw: Mapping, where: str) -> Config:
+    """The config that `to_dict` wrote.
+
+    Raises:
+        InputError: for an unknown or missing key, a value of another type, or one `check` refuses.
+    """
+    known = {one.name: one for one in fields(Config)}
+    for problem, names in (("unknown", raw.keys() - known), ("missing", known.keys() - raw.keys())):
+        if names:
+            raise InputError(f"{where}: {problem} key {min(names)!r}")
+    for name, one in known.items():
+        if not _fits(raw[name], one.type):
+            raise InputError(f"{where}: expected {name} to be {_kind(one.type)}, got {raw[name]!r}")
+    return check(Config(**{**raw, "targets": tuple(raw["targets"])}))
+
+
+def _fits(value: object, kind: type) -> bool:
+    if kind == tuple[str, ...]:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if isinstance(value, bool):  # which Python counts among the ints
+        return kind is bool
+    return isinstance(value, kind | int if isinstance(0.0, kind) else kind)
+
+
+def _kind(kind: type) -> str:
+    return getattr(kind, "__name__", str(kind)) if kind != tuple[str, ...] else "a list of names"

@@ -1,0 +1,41 @@
+"""Predictions of a model over a dataset, and their scores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tasks.base import Task
+from tasks.data import Dataset
+from tasks.metrics import METRICS
+from tasks.model import TaskModel
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a dataset's n examples, in their order."""
+
+    ids: tuple[str, ...]
+    predictions: np.ndarray  # [n], classes (int64) or scores (float64)
+    probabilities: np.ndarray | None  # [n, C] for classes
+
+
+@torch.no_grad()
+def predict(model: TaskModel, data: Dataset, batch_size: int, device: torch.device) -> Prediction:
+    """Without dropout; the model's mode is left as it was."""
+    training = model.training
+    model.eval()
+    logits = np.empty((len(data), data.task.num_outputs))
+    for indices, batch in data.in_order_of_length(batch_size):
+        logits[indices] = model(data.task.name, batch.to(device)).double().cpu().numpy()  # [B, C]
+    model.train(training)
+    ids = tuple(example.id for example in data.examples)
+    if not data.task.is_classification:
+        return Prediction(ids, logits[:, 0], None)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return Prediction(ids, logits.argmax(axis=1), shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def score(task: Task, prediction: Prediction, labels: np.ndarray) -> dict[str, float]:
+    """Every metric of a task, by name."""
+    return {name: METRICS[name](prediction.predictions, labels) for name in task.metrics}

@@ -1,0 +1,46 @@
+"""How a command ends: the exit code scripts rely on, and one line for people."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from minibert.errors import InputError
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Call `main`, turning the failures a user can cause into a line and a code.
+
+    0 done; 1 a failure while running; 2 bad usage or input; 130 and 143 interrupted.
+    """
+    try:
+        return main()
+    except InputError as error:
+        return _fail(str(error), 2)
+    except BrokenPipeError:  # the reader of our output went away
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", 1)
+    except MemoryError:
+        return _fail("out of memory; try a smaller --batch-size or --max-length", 1)
+    except RuntimeError as error:
+        return _runtime_error(error)
+
+
+def _runtime_error(error: RuntimeError) -> int:
+    """Running out of memory and a run's own failures are said in a line; any other is a defect, shown whole."""
+    from training.loop import TrainingError
+
+    if isinstance(error, TrainingError):
+        return _fail(str(error), 1)
+    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return _fail("out of memory; try a smaller --batch-size or --max-length", 1)
+    raise error
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

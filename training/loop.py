@@ -1,0 +1,197 @@
+"""The training loop: steps, epochs, the best weights, interruption."""
+
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from kernels.dropout import install_dropout
+from tasks.data import Batch, Dataset, RoundRobin
+from tasks.losses import LOSSES
+from tasks.model import TaskModel
+from training.checkpoint import Progress, load_trainable, trainable_state
+from training.config import Config
+from training.evaluate import predict, score
+from training.optimizer import build_optimizer, lr_factor
+
+EVAL_BATCH = 64
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: one line that says at which step, and why."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has stopped between two steps."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+@contextmanager
+def stop_signals():
+    """A function that gives the signal (SIGINT, SIGTERM) that came since, or 0. A second one acts as usual."""
+    received = [0]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(signum, frame):
+        received[0] = signum
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: received[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The process's peak: allocated on a GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
+
+
+class Trainer:
+    """Trains a model on its tasks' data; what is written, shown or saved is for others to decide.
+
+    Attributes:
+        progress: how far it is; `best_weights` are those of `progress.best_epoch`.
+    """
+
+    def __init__(self, config: Config, model: TaskModel, train: Mapping[str, Dataset], device: torch.device):
+        self.config, self.model, self.device = config, model.to(device), device
+        self.plan = RoundRobin(train, config.batch_size, config.seed)
+        self.steps_per_epoch = self.plan.steps_per_epoch
+        self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.optimizer = build_optimizer(model, config.lr, config.weight_decay)
+        self.dropout_key = install_dropout(model, config.seed)
+        # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] = {}
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.step >= self.total_steps
+
+    @property
+    def epoch_ended(self) -> bool:
+        return self.finished or self.progress.step % self.steps_per_epoch == 0
+
+    def train_mode(self) -> None:
+        self.model.train()
+        if self.config.method == "frozen":
+            self.model.bert.eval()  # a constant function of its input, so without dropout
+
+    def loss(self, task: str, batch: Batch) -> Tensor:
+        logits = self.model(task, batch)  # [B, C]
+        return LOSSES[self.plan.datasets[task].task.loss](logits, batch.labels)
+
+    def step(self) -> dict:
+        """One optimiser step; its line of steps.jsonl.
+
+        Raises:
+            TrainingError: if the loss or the gradient is not finite (in fp16 such a step is skipped instead).
+        """
+        started = time.perf_counter()
+        step, config = self.progress.step, self.config
+        task, batch = self.plan.batch(step)
+        self.dropout_key.step = step
+        lr = config.lr * lr_factor(step, self.total_steps, config.warmup, config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.loss(task, batch.to(self.device))
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf).item()
+        value = loss.item()
+        if not math.isfinite(value) or (not math.isfinite(norm) and not self.scaler.is_enabled()):
+            what = "loss" if not math.isfinite(value) else "gradient"
+            ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
+            raise TrainingError(
+                f"step {step + 1}: the {what} of {task} is not finite (examples {ids}); try a lower --lr"
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self._count(value, batch, time.perf_counter() - started)
+        return {
+            "step": step + 1,
+            "task": task,
+            "loss": value,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens": len(batch.input_ids),
+        }
+
+    def _count(self, loss: float, batch: Batch, seconds: float) -> None:
+        self.progress.epoch_loss += loss
+        self.progress.epoch_seconds += seconds
+        self.progress.train_seconds += seconds
+        self.progress.tokens += len(batch.input_ids)
+
+    def end_epoch(self, dev: Mapping[str, Dataset]) -> dict:
+        """Score the epoch, keep its weights if they are the best; its line of metrics.jsonl."""
+        progress = self.progress
+        epoch = -(-progress.step // self.steps_per_epoch)
+        steps = progress.step - (epoch - 1) * self.steps_per_epoch
+        scores = {split: self.scores(data) for split, data in (("dev", dev), ("train", self.plan.datasets))}
+        leading = {
+            split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
+        }
+        line = {"epoch": epoch, "loss": progress.epoch_loss / steps}
+        line |= {split: single(leading[split]) for split in scores}
+        line |= {"seconds": round(progress.epoch_seconds, 3), "step": progress.step, "metrics": scores}
+        progress.history.append(line)
+        progress.epoch_loss = progress.epoch_seconds = 0.0
+        if progress.best is None or mean(leading["dev"]) > mean(progress.best):
+            progress.best, progress.best_epoch = leading["dev"], epoch
+            self.best_weights = {name: tensor.clone() for name, tensor in trainable_state(self.model).items()}
+        return line
+
+    def scores(self, data: Mapping[str, Dataset]) -> dict[str, dict[str, float]]:
+        return {
+            name: score(one.task, predict(self.model, one, EVAL_BATCH, self.device), one.labels)
+            for name, one in data.items()
+        }
+
+    def run(
+        self, dev: Mapping[str, Dataset], on_step: Callable[[dict], None], on_epoch: Callable[[dict], None]
+    ) -> None:
+        """Train to the end from wherever `progress` is, then put the best weights into the model.
+
+        Raises:
+            Interrupted: after the step under way, if SIGINT or SIGTERM came.
+        """
+        with stop_signals() as stopped:
+            self.train_mode()
+            while not self.finished:
+                if stopped():
+                    raise Interrupted(stopped())
+                on_step(self.step())
+                if self.epoch_ended:
+                    on_epoch(self.end_epoch(dev))
+        load_trainable(self.model, self.best_weights)
+
+
+def mean(scores: Mapping[str, float]) -> float:
+    return sum(scores.values()) / len(scores)
+
+
+def single(scores: Mapping[str, float]) -> float | dict[str, float]:
+    """Of one task its number, of several an object keyed by task."""
+    return next(iter(scores.values())) if len(scores) == 1 else dict(scores)

@@ -1,0 +1,90 @@
+"""What a run says on the terminal: a header, a progress bar, a line an epoch, a closing table."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from training.build import Splits
+from training.config import Config
+from training.loop import Trainer
+
+SHOWN_ROWS = 5  # skipped rows named in the header; the rest are counted
+
+
+def header(
+    config: Config, splits: Mapping[str, Splits], facts: Mapping[str, int], trainer: Trainer, out: Path
+) -> str:
+    """Everything that decides a run, before it starts."""
+    lines = []
+    for task, one in splits.items():
+        counts = [f"{len(one.train):,} train", f"{len(one.dev):,} dev"]
+        counts += [f"{len(one.test):,} test"] if one.test else []
+        lines.append(f"task       {task} ({config.pair}), {config.data}: {', '.join(counts)}")
+        if one.skipped:
+            lines.append(f"           {len(one.skipped)} rows skipped:")
+            lines += [f"             {row.where}: {row.reason}" for row in one.skipped[:SHOWN_ROWS]]
+            if len(one.skipped) > SHOWN_ROWS:
+                lines.append(f"             and {len(one.skipped) - SHOWN_ROWS} more")
+    lines.append(f"model      {config.model}, {config.pooling} pooling, at most {config.max_length} tokens")
+    trainable, total = facts["trainable_parameters"], facts["total_parameters"]
+    share = f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%})"
+    lines.append(f"method     {config.method}: {share}")
+    if config.scaling is not None:
+        targets = " ".join(config.targets)
+        adapters = f"rank {config.rank}, alpha {config.alpha:g}, effective scale {config.scaling:.4g}, targets {targets}"
+        lines.append(f"adapters   {adapters}")
+    steps, epochs = trainer.total_steps, trainer.total_steps / trainer.steps_per_epoch
+    pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}, learning rate {config.lr:g} {config.schedule}"
+    lines.append(f"training   {pace}, seed {config.seed}")
+    lines.append(f"computing  {config.precision} on {config.device}")
+    lines.append(f"output     {out}")
+    return "\n".join(lines)
+
+
+class Bar:
+    """The progress bar: loss, real tokens per second, time to go. Epochs are printed above it."""
+
+    def __init__(self, total: int, done: int):
+        self.bar = tqdm(
+            total=total, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr, leave=False
+        )
+
+    def step(self, line: Mapping, tokens_per_second: float) -> None:
+        self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        self.bar.update()
+
+    def epoch(self, line: Mapping) -> None:
+        self.bar.clear()
+        scores = f"dev {numbers(line['dev'])}  train {numbers(line['train'])}"
+        print(
+            f"epoch {line['epoch']:>3}  loss {line['loss']:.4f}  {scores}  {line['seconds']:.1f} s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def numbers(scores: float | Mapping[str, float]) -> str:
+    if isinstance(scores, Mapping):
+        return " ".join(f"{task} {value:.4f}" for task, value in scores.items())
+    return f"{scores:.4f}"
+
+
+def closing_table(result: Mapping, out: Path) -> str:
+    """The result, for people; result.json has it for programs."""
+    rows = {
+        f"dev {numbers_name(result['metric'])}": f"{numbers(result['dev'])} (epoch {result['best_epoch']})",
+        "train": numbers(result["train"]),
+        "training": f"{result['train_seconds']:.1f} s, {result['tokens_per_second']:,.0f} tokens/s",
+        "peak memory": f"{result['peak_memory_mib']:,.0f} MiB ({result['memory_above_start_mib']:,.0f} above start)",
+        "written": str(out),
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def numbers_name(metric: str | Mapping[str, str]) -> str:
+    return metric if isinstance(metric, str) else "scores"

@@ -1,0 +1,219 @@
+"""One run from a config: read, build, train, write."""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minibert.files import write_json, write_text
+from minibert.hub import resolve
+from tasks.data import Dataset
+from training.build import build_dataset, build_model, build_tokenizer, complete, read_splits
+from training.checkpoint import FILE as CHECKPOINT
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import Config
+from training.evaluate import predict
+from training.loop import EVAL_BATCH, Interrupted, Trainer, peak_memory_mib, single
+from training.precision import choose_device, choose_precision
+from training.report import Bar, closing_table, header
+from training.run_folder import (
+    RunFolder,
+    keep_lines,
+    same_settings,
+    save_model,
+    start_run,
+    versions,
+    write_predictions,
+)
+
+
+class Run:
+    """Everything of one run, built and ready to train.
+
+    Raises:
+        InputError: for data, model files, a device or settings that cannot be used.
+    """
+
+    def __init__(self, config: Config, one_batch: bool = False):
+        self.memory_at_start = peak_memory_mib(torch.device("cpu"))
+        self.device = choose_device(config.device)
+        precision = choose_precision(config.precision, self.device)
+        self.base = resolve(config.model)
+        self.splits = read_splits(config)
+        # Folders by their whole path: a run is read back from wherever one stands.
+        model = str(self.base.absolute()) if Path(config.model).is_dir() else config.model
+        data = str(Path(config.data).absolute()) if config.data not in ("demo", "cs224n") else config.data
+        config = replace(config, model=model, data=data, device=str(self.device), precision=precision)
+        config = complete(config, self.base, self.splits)
+        self.config = config
+        tokenizer = build_tokenizer(config, self.base)
+        self.data: dict[str, dict[str, Dataset]] = {"train": {}, "dev": {}, "test": {}}
+        for task in config.tasks:
+            for split, by_task in self.data.items():
+                rows = getattr(self.splits[task.name], split)
+                if one_batch:
+                    rows = rows[: config.batch_size] if split == "train" else None
+                if rows:
+                    by_task[task.name] = build_dataset(config, task, rows, tokenizer)
+        model = build_model(config, self.base)
+        self.trainer = Trainer(config, model, self.data["train"], self.device)
+
+    def facts(self) -> dict[str, int]:
+        """Numbers of parameters: what trains, and all."""
+        counts = [(p.numel(), p.requires_grad) for p in self.trainer.model.parameters()]
+        return {
+            "trainable_parameters": sum(n for n, trains in counts if trains),
+            "total_parameters": sum(n for n, _ in counts),
+        }
+
+    def train(self, folder: RunFolder, resume: bool) -> int:
+        """Train to the end, or until a signal; the exit code."""
+        best = self._begin(folder, resume)
+        trainer, progress = self.trainer, self.trainer.progress
+        trainer.best_weights = best
+        print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
+        bar = Bar(trainer.total_steps, progress.step)
+        with open(folder.steps, "a", encoding="utf-8") as steps:
+
+            def on_step(line: dict) -> None:
+                steps.write(json.dumps(line) + "\n")
+                bar.step(line, progress.tokens / progress.train_seconds)
+
+            def on_epoch(line: dict) -> None:
+                steps.flush()
+                self._write_history(folder)
+                self._checkpoint(folder)
+                bar.epoch(line)
+
+            try:
+                trainer.run(self.data["dev"], on_step, on_epoch)
+            except Interrupted as stop:
+                self._checkpoint(folder)
+                again = f"--resume --out {folder.path} goes on from there"
+                print(f"{stop}: stopped after step {progress.step}, saved; {again}", file=sys.stderr)
+                return stop.exit_code
+            finally:
+                bar.close()
+        self._finish(folder)
+        return 0
+
+    def _begin(self, folder: RunFolder, resume: bool) -> dict[str, torch.Tensor]:
+        """Make or find the folder; the best weights so far."""
+        best: dict[str, torch.Tensor] = {}
+        if resume and folder.config.exists():
+            same_settings(folder, self.config)
+            if (folder.checkpoint / CHECKPOINT).exists():
+                self.trainer.progress, best = load_checkpoint(
+                    folder.checkpoint, self.trainer.model, self.trainer.optimizer, self.trainer.scaler
+                )
+            keep_lines(folder.steps, "step", self.trainer.progress.step)
+            self._write_history(folder)
+        else:
+            start_run(folder, self.config)
+        return best
+
+    def _checkpoint(self, folder: RunFolder) -> None:
+        trainer = self.trainer
+        trainer.progress.scaler = trainer.scaler.state_dict()
+        save_checkpoint(
+            folder.checkpoint, trainer.model, trainer.optimizer, trainer.best_weights, trainer.progress
+        )
+
+    def _write_history(self, folder: RunFolder) -> None:
+        history = self.trainer.progress.history
+        write_text("".join(json.dumps(line) + "\n" for line in history), folder.metrics)
+
+    def _finish(self, folder: RunFolder) -> None:
+        """Write what the best epoch's weights are and say; result.json last, as the mark of a finished run."""
+        model = self.trainer.model
+        for split in ("dev", "test"):
+            predictions = {
+                name: predict(model, data, EVAL_BATCH, self.device) for name, data in self.data[split].items()
+            }
+            write_predictions(folder, split, predictions)
+        save_model(folder, self.config, model, self.base)
+        result = self.result()
+        write_json(result, folder.result)
+        shutil.rmtree(folder.checkpoint, ignore_errors=True)
+        print(closing_table(result, folder.path))
+
+    def result(self) -> dict:
+        """What result.json says."""
+        config, progress = self.config, self.trainer.progress
+        best = next(line for line in progress.history if line["epoch"] == progress.best_epoch)
+        peak = peak_memory_mib(self.device)
+        start = self.memory_at_start if self.device.type == "cpu" else 0.0
+        return {
+            "task": config.task,
+            "method": config.method,
+            "pair": config.pair,
+            "model": config.model,
+            "data": config.data,
+            "seed": config.seed,
+            "metric": single({task.name: task.metrics[0] for task in config.tasks}),
+            "dev": best["dev"],
+            "best_epoch": progress.best_epoch,
+            "train": best["train"],
+            "metrics": best["metrics"],
+            "epochs": len(progress.history),
+            "steps": progress.step,
+            "train_seconds": round(progress.train_seconds, 3),
+            "tokens_per_second": round(progress.tokens / progress.train_seconds, 1),
+            "peak_memory_mib": round(peak, 1),
+            "memory_above_start_mib": round(peak - start, 1),
+            **self.facts(),
+            "effective_scale": config.scaling,
+            "lr": config.lr,
+            "device": config.device,
+            "precision": config.precision,
+            "rows": {name: self._rows(name) for name in self.splits},
+            "versions": versions(),
+        }
+
+    def _rows(self, task: str) -> dict[str, int]:
+        counts = {split: len(data[task]) for split, data in self.data.items() if task in data}
+        return counts | {"skipped": len(self.splits[task].skipped)}
+
+
+def default_out(config: Config) -> Path:
+    """runs/TASK-METHOD-TIME, with a number behind it where two runs start in one second."""
+    name = f"{config.task}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    taken = 1
+    while (path := Path("runs") / (name if taken == 1 else f"{name}-{taken}")).exists():
+        taken += 1
+    return path
+
+
+OVERFIT_STEPS = 300
+OVERFIT_SHARE = 0.05
+
+
+def overfit_batch(config: Config) -> int:
+    """Train on one batch alone, without dropout or decay; 0 if its loss falls below 5 % of where it began, else 1.
+
+    Whatever is wired up wrong - labels, loss, gradients, learning rate - fails here first, in seconds.
+    """
+    still = {"dropout": 0.0, "encoder_dropout": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0}
+    steps = config.max_steps or OVERFIT_STEPS
+    run = Run(replace(config, **still, schedule="constant", max_steps=steps), one_batch=True)
+    trainer = run.trainer
+    bar = Bar(steps, 0)
+    trainer.train_mode()
+    losses = []
+    while not trainer.finished:
+        losses.append(trainer.step()["loss"])
+        bar.step({"loss": losses[-1]}, trainer.progress.tokens / trainer.progress.train_seconds)
+    bar.close()
+    # Several tasks take turns; each one's last loss counts.
+    last = sum(losses[-len(config.tasks) :]) / sum(losses[: len(config.tasks)])
+    verdict = (
+        "as it should" if last < OVERFIT_SHARE else f"expected below {OVERFIT_SHARE:.0%}: something is wrong"
+    )
+    print(
+        f"one batch of {config.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps, {last:.1%}, {verdict}"
+    )
+    return 0 if last < OVERFIT_SHARE else 1

@@ -1,0 +1,199 @@
+"""A run's folder: what a run leaves behind, and how it is read back.
+
+config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
+adapter/ (LoRA methods) or model/ (full)  head.safetensors  checkpoint/
+"""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from lora.adapter_io import load_adapter, save_adapter
+from lora.methods import METHODS, resolve_targets
+from minibert.errors import InputError
+from minibert.files import read_json, read_safetensors, write_json, write_safetensors, write_text
+from minibert.hub import resolve
+from minibert.tokenizer import Tokenizer
+from minibert.weights import CONFIG as MODEL_CONFIG
+from minibert.weights import save_bert
+from tasks.model import TaskModel
+from training.build import build_heads, build_tokenizer, load_encoder
+from training.config import Config, from_dict, to_dict
+from training.evaluate import Prediction
+
+PACKAGES = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places in a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def steps(self) -> Path:
+        return self.path / "steps.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def head(self) -> Path:
+        return self.path / "head.safetensors"
+
+    def check_free(self, resume: bool) -> None:
+        """Before anything is loaded. Raises:
+        InputError: if the folder holds something else, or a run that is not to be resumed.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.config.is_file():
+            raise InputError(f"--out: expected a new or empty folder, {self.path} holds something else")
+        if not resume:
+            raise InputError(f"--out: {self.path} holds a run already; --resume continues it")
+
+    def predictions(self, split: str, task: str, only: bool) -> Path:
+        return self.path / (f"predictions-{split}.csv" if only else f"predictions-{split}-{task}.csv")
+
+
+def read_run_config(run: RunFolder) -> Config:
+    return from_dict(read_json(run.config), str(run.config))
+
+
+def start_run(run: RunFolder, config: Config) -> None:
+    """Create the folder with its config.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_json(to_dict(config), run.config)
+    except OSError as error:
+        raise InputError(f"--out: {run.path} cannot be written ({error.strerror or error})") from None
+
+
+def same_settings(run: RunFolder, config: Config) -> None:
+    """Raises:
+    InputError: if the run that lies there was made with other settings, naming the first that differs.
+    """
+    before, now = to_dict(read_run_config(run)), to_dict(config)
+    for name, value in now.items():
+        if before[name] != value:
+            raise InputError(
+                f"--resume: {run.path} was made with {name} {before[name]!r}, now it is {value!r}"
+            )
+
+
+def keep_lines(path: Path, key: str, most: int) -> None:
+    """Of a .jsonl file, keep the lines whose `key` is at most `most`: what a resumed run has not yet redone."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)[key] <= most:
+                kept.append(line)
+        except ValueError:  # the last line of a killed run may be torn; its step is done again
+            break
+    write_text("".join(f"{line}\n" for line in kept), path)
+
+
+def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> None:
+    """Write what was trained: an adapter or the whole encoder, and the heads."""
+    heads = model.heads.state_dict()
+    write_safetensors(heads, run.head)
+    method = METHODS[config.method]
+    if method.layer:
+        save_adapter(
+            model.bert,
+            run.path / "adapter",
+            method=config.method,
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.lora_dropout,
+            targets=resolve_targets(config.targets),
+            base=config.model,
+            classifier=_classifier(config, model),
+        )
+    elif method.trains_encoder:
+        save_bert(model.bert, run.path / "model")
+        shutil.copyfile(base / "tokenizer.json", run.path / "model" / "tokenizer.json")
+
+
+def _classifier(config: Config, model: TaskModel) -> dict[str, torch.Tensor] | None:
+    """The head as transformers' BertForSequenceClassification has it, where it is one: linear, on the pooler."""
+    siamese = any(config.siamese(task) for task in config.tasks)
+    if config.pooling != "pooler" or config.hidden_layers or siamese or len(config.tasks) > 1:
+        return None
+    return model.heads[config.task].output.state_dict()
+
+
+def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
+    """A finished run's model, in fp32 on the CPU, ready to predict.
+
+    Raises:
+        InputError: if the folder is no finished run, or a file in it is missing or damaged.
+    """
+    run = RunFolder(path)
+    if not run.config.is_file():
+        raise InputError(f"{path}: expected a run's folder, there is no {run.config.name} in it")
+    if not run.result.is_file():
+        raise InputError(f"{path}: the run is not finished; train.py --resume --out {path} goes on with it")
+    config = read_run_config(run)
+    method = METHODS[config.method]
+    folder = path / "model" if method.trains_encoder else resolve(config.model)
+    if method.trains_encoder and not (folder / MODEL_CONFIG).is_file():
+        raise InputError(f"{folder}: expected the trained model, there is none")
+    bert = load_encoder(replace(config, precision="fp32"), folder)
+    if method.layer:
+        load_adapter(bert, path / "adapter", targets=config.targets)
+    model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
+    state, expected = read_safetensors(run.head), model.heads.state_dict()
+    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in expected.items()}:
+        raise InputError(f"{run.head}: does not hold the heads that {run.config.name} describes")
+    model.heads.load_state_dict(state)
+    return config, model.eval(), build_tokenizer(config, folder)
+
+
+def predictions_csv(prediction: Prediction) -> str:
+    """id, prediction (class or score) and, for classes, p0 to pC-1."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    probabilities = prediction.probabilities
+    classes = 0 if probabilities is None else probabilities.shape[1]
+    writer.writerow(["id", "prediction", *(f"p{c}" for c in range(classes))])
+    for i, name in enumerate(prediction.ids):
+        value = prediction.predictions[i]
+        given = int(value) if classes else f"{value:.6f}"
+        writer.writerow([name, given, *(f"{probabilities[i, c]:.6f}" for c in range(classes))])
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def write_predictions(run: RunFolder, split: str, predictions: Mapping[str, Prediction]) -> None:
+    for task, prediction in predictions.items():
+        write_text(predictions_csv(prediction), run.predictions(split, task, only=len(predictions) == 1))
