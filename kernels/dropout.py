@@ -24,7 +24,7 @@ class DropoutKey:
 
 
 def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int) -> Tensor:
-    """-1 (all bits set) where a value is kept and 0 where it is dropped, with probability drop / 256; int8."""
+    """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256."""
     count = shape.numel()
     generator = np.random.Philox(key=[seed % 2**64, (site << 40) + step])
     bits = generator.random_raw(-(-count // 8)).view(np.uint8)[:count]

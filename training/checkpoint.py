@@ -12,8 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from minibert.errors import InputError
-from minibert.files import read_safetensors, write_safetensors
+from minibert.files import check_fits, read_safetensors, write_safetensors
 
 FILE = "state.safetensors"
 
@@ -77,11 +76,7 @@ def load_checkpoint(
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    expected = trainable_state(model)
-    if parts["model"].keys() != expected.keys() or any(
-        tensor.shape != expected[name].shape for name, tensor in parts["model"].items()
-    ):
-        raise InputError(f"{path}: holds the weights of another model or method")
+    check_fits(parts["model"], trainable_state(model), f"{path}: is of another model or method")
     load_trainable(model, parts["model"])
     parameters = dict(model.named_parameters())
     for name, tensor in parts["optimizer"].items():

@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--overfit-batch",
         action="store_true",
-        help="train on one batch alone until its loss is near 0: the first thing to try when something is wrong",
+        help="train on one batch until its loss is near 0: the first thing to try if something is wrong",
     )
     return parser
 

@@ -1,5 +1,6 @@
 """How a command ends: the exit code scripts rely on, and one line for people."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ def run_command(main: Callable[[], int]) -> int:
 
     0 done; 1 a failure while running; 2 bad usage or input; 130 and 143 interrupted.
     """
+    # oneDNN keeps a kernel of half a megabyte for each of the last 1,024 shapes it met, and the number of
+    # packed tokens differs from batch to batch. It reads this when torch is first used, so before `main`.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
         return main()
     except InputError as error:
@@ -31,7 +35,7 @@ def run_command(main: Callable[[], int]) -> int:
 
 
 def _runtime_error(error: RuntimeError) -> int:
-    """Running out of memory and a run's own failures are said in a line; any other is a defect, shown whole."""
+    """No memory, or a run that cannot go on: a line. Any other is a defect of ours, shown whole."""
     from training.loop import TrainingError
 
     if isinstance(error, TrainingError):

@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def stop_signals():
-    """A function that gives the signal (SIGINT, SIGTERM) that came since, or 0. A second one acts as usual."""
+    """A function: the signal (SIGINT, SIGTERM) that has come, or 0. A second one acts as usual."""
     received = [0]
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

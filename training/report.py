@@ -33,11 +33,11 @@ def header(
     lines.append(f"method     {config.method}: {share}")
     if config.scaling is not None:
         targets = " ".join(config.targets)
-        adapters = f"rank {config.rank}, alpha {config.alpha:g}, effective scale {config.scaling:.4g}, targets {targets}"
-        lines.append(f"adapters   {adapters}")
+        scale = f"alpha {config.alpha:g}, effective scale {config.scaling:.4g}"
+        lines.append(f"adapters   rank {config.rank}, {scale}, targets {targets}")
     steps, epochs = trainer.total_steps, trainer.total_steps / trainer.steps_per_epoch
-    pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}, learning rate {config.lr:g} {config.schedule}"
-    lines.append(f"training   {pace}, seed {config.seed}")
+    pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
+    lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")
     lines.append(f"computing  {config.precision} on {config.device}")
     lines.append(f"output     {out}")
     return "\n".join(lines)
@@ -75,11 +75,12 @@ def numbers(scores: float | Mapping[str, float]) -> str:
 
 def closing_table(result: Mapping, out: Path) -> str:
     """The result, for people; result.json has it for programs."""
+    peak, above = result["peak_memory_mib"], result["memory_above_start_mib"]
     rows = {
         f"dev {numbers_name(result['metric'])}": f"{numbers(result['dev'])} (epoch {result['best_epoch']})",
         "train": numbers(result["train"]),
         "training": f"{result['train_seconds']:.1f} s, {result['tokens_per_second']:,.0f} tokens/s",
-        "peak memory": f"{result['peak_memory_mib']:,.0f} MiB ({result['memory_above_start_mib']:,.0f} above start)",
+        "peak memory": f"{peak:,.0f} MiB ({above:,.0f} above start)",
         "written": str(out),
     }
     width = max(map(len, rows))

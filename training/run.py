@@ -17,7 +17,7 @@ from training.checkpoint import FILE as CHECKPOINT
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.evaluate import predict
-from training.loop import EVAL_BATCH, Interrupted, Trainer, peak_memory_mib, single
+from training.loop import EVAL_BATCH, Interrupted, Trainer, TrainingError, peak_memory_mib, single
 from training.precision import choose_device, choose_precision
 from training.report import Bar, closing_table, header
 from training.run_folder import (
@@ -128,7 +128,7 @@ class Run:
         write_text("".join(json.dumps(line) + "\n" for line in history), folder.metrics)
 
     def _finish(self, folder: RunFolder) -> None:
-        """Write what the best epoch's weights are and say; result.json last, as the mark of a finished run."""
+        """Write what the best epoch's weights are and say; result.json last: it marks a finished run."""
         model = self.trainer.model
         for split in ("dev", "test"):
             predictions = {
@@ -193,9 +193,12 @@ OVERFIT_SHARE = 0.05
 
 
 def overfit_batch(config: Config) -> int:
-    """Train on one batch alone, without dropout or decay; 0 if its loss falls below 5 % of where it began, else 1.
+    """Train on one batch alone, without dropout or decay; 0 if its loss falls below 5 % of its start.
 
     Whatever is wired up wrong - labels, loss, gradients, learning rate - fails here first, in seconds.
+
+    Raises:
+        TrainingError: if it does not.
     """
     still = {"dropout": 0.0, "encoder_dropout": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0}
     steps = config.max_steps or OVERFIT_STEPS
@@ -210,10 +213,7 @@ def overfit_batch(config: Config) -> int:
     bar.close()
     # Several tasks take turns; each one's last loss counts.
     last = sum(losses[-len(config.tasks) :]) / sum(losses[: len(config.tasks)])
-    verdict = (
-        "as it should" if last < OVERFIT_SHARE else f"expected below {OVERFIT_SHARE:.0%}: something is wrong"
-    )
-    print(
-        f"one batch of {config.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps, {last:.1%}, {verdict}"
-    )
-    return 0 if last < OVERFIT_SHARE else 1
+    print(f"one batch of {config.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps")
+    if last >= OVERFIT_SHARE:
+        raise TrainingError(f"expected a loss below {OVERFIT_SHARE:.0%} of its start, got {last:.1%}")
+    return 0

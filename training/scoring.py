@@ -1,0 +1,69 @@
+"""Using a finished run: from its folder and a text, or a file of them, to predictions."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from minibert.errors import InputError
+from minibert.files import write_text
+from tasks.base import Example, Task
+from tasks.data import Dataset
+from tasks.reader import read_examples
+from training.config import Config
+from training.evaluate import Prediction, predict
+from training.run_folder import RunFolder, load_run, predictions_csv, read_run_config
+
+
+def score_file(path: Path, task_name: str | None, source: Path, target: Path, batch_size: int) -> int:
+    """Write a prediction for every row of a file in the task's format; how many there are.
+
+    Raises:
+        InputError: if the run or the file cannot be used, or the target cannot be written.
+    """
+    config = read_run_config(RunFolder(path))
+    task = choose_task(config, task_name)
+    examples, skipped = read_examples(source, task, labelled=False)
+    for row in skipped:
+        print(f"skipped {row.where}: {row.reason}", file=sys.stderr)
+    text = predictions_csv(predictions(path, task, examples, batch_size))
+    try:
+        write_text(text, target)
+    except OSError as error:
+        raise InputError(f"--output: {target} cannot be written ({error.strerror})") from None
+    return len(examples)
+
+
+def score_text(path: Path, task_name: str | None, texts: list[str]) -> str:
+    """The prediction for one example, as a line: a score, or a class with every class's probability.
+
+    Raises:
+        InputError: if the run cannot be used, or the number of texts is not the task's.
+    """
+    task = choose_task(read_run_config(RunFolder(path)), task_name)
+    if len(texts) != len(task.text_columns) or not all(text.strip() for text in texts):
+        wanted = " and ".join(task.text_columns)
+        raise InputError(
+            f"--text: expected {len(task.text_columns)} for {task.name} ({wanted}), got {len(texts)}"
+        )
+    given = tuple(text.strip() for text in texts)
+    result = predictions(path, task, [Example("text", given, None)], batch_size=1)
+    if result.probabilities is None:
+        return f"{result.predictions[0]:.4f}"
+    shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
+    return f"{result.predictions[0]} {shares}"
+
+
+def choose_task(config: Config, name: str | None) -> Task:
+    by_name = {task.name: task for task in config.tasks}
+    if name is None and len(by_name) == 1:
+        return config.tasks[0]
+    if name not in by_name:
+        raise InputError(f"--task: expected one of the run's tasks, {', '.join(by_name)}; got {name}")
+    return by_name[name]
+
+
+def predictions(path: Path, task: Task, examples: list[Example], batch_size: int) -> Prediction:
+    config, model, tokenizer = load_run(path)
+    data = Dataset(task, examples, tokenizer, config.siamese(task))
+    return predict(model, data, batch_size, torch.device("cpu"))
