@@ -1,4 +1,4 @@
-"""Score a file, or one example, with a finished run: `python predict.py RUN --input FILE --output PRED.csv`."""
+"""Score a file or one example with a finished run: `python predict.py RUN --input FILE --output PRED`."""
 
 import argparse
 import sys

@@ -79,22 +79,24 @@ class Sequences:
 
     Attention sees them in blocks of neighbours, each padded to its own longest: the nearer in length
     neighbours are, the less is wasted. On a GPU, where every launch costs, all are one block.
+
+    The row may end in `filler` tokens that belong to no sequence, and that no sequence sees: a matrix
+    library keeps half a megabyte of code for every M it meets, so it pays to meet few.
     """
 
     lengths: tuple[int, ...]
+    filler: int = 0
     device: torch.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> "Sequences":
-        return Sequences(self.lengths, device)
+        return Sequences(self.lengths, self.filler, device)
 
     @cached_property
     def blocks(self) -> list[Block]:
         size = 8 if self.device.type == "cpu" else len(self.lengths)
         starts = [0, *accumulate(self.lengths)]
-        return [
-            Block(self.lengths[i : i + size], starts[i], self.device)
-            for i in range(0, len(self.lengths), size)
-        ]
+        chunks = [(self.lengths[i : i + size], starts[i]) for i in range(0, len(self.lengths), size)]
+        return [Block(lengths, first_row, self.device) for lengths, first_row in chunks]
 
     @cached_property
     def counts(self) -> Tensor:
@@ -108,7 +110,7 @@ class Sequences:
     @cached_property
     def position_ids(self) -> Tensor:
         rows = torch.arange(sum(self.lengths), device=self.device)
-        return rows - self.first.repeat_interleave(self.counts)  # [M]
+        return F.pad(rows - self.first.repeat_interleave(self.counts), (0, self.filler))  # [M]
 
 
 class Linear(nn.Linear):
@@ -161,7 +163,8 @@ class SelfAttention(nn.Module):
         """x [M, H] -> [M, H]; the one place where tokens see each other, and where padding exists"""
         q = self.query(x) / math.sqrt(x.shape[1] // self.num_heads)  # [M, H]
         k, v = self.key(x), self.value(x)  # [M, H]
-        return torch.cat([self.attend(q, k, v, block) for block in sequences.blocks])  # [M, H]
+        context = torch.cat([self.attend(q, k, v, block) for block in sequences.blocks])
+        return F.pad(context, (0, 0, 0, sequences.filler))  # [M, H]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
         q, k, v = (self.split_heads(block.pad(part)) for part in (q, k, v))

@@ -15,6 +15,8 @@ from minibert.model import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
 
+ROUND = 64  # M is filled up to a multiple of this: see `Sequences.filler`
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -77,13 +79,18 @@ class Dataset:
 
     def collate(self, indices: np.ndarray) -> Batch:
         spans = [(side, side.span(i)) for side in self.sides for i in indices]
-        input_ids = np.concatenate([side.input_ids[span] for side, span in spans])  # [M]
-        token_type_ids = np.concatenate([side.token_type_ids[span] for side, span in spans])  # [M]
+        lengths = tuple(int(span.stop - span.start) for _, span in spans)
+        filler = -sum(lengths) % ROUND
+        nothing = np.zeros(filler, np.int32)
+        input_ids = np.concatenate([*(side.input_ids[span] for side, span in spans), nothing])  # [M]
+        token_type_ids = np.concatenate(
+            [*(side.token_type_ids[span] for side, span in spans), nothing]
+        )  # [M]
         return Batch(
             ids=tuple(self.examples[i].id for i in indices),
             input_ids=torch.from_numpy(input_ids),
-            token_type_ids=torch.from_numpy(token_type_ids.astype(np.int32)),
-            sequences=Sequences(tuple(int(span.stop - span.start) for _, span in spans)),
+            token_type_ids=torch.from_numpy(token_type_ids),
+            sequences=Sequences(lengths, filler),
             labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
         )
 

@@ -135,14 +135,14 @@ class Trainer:
             "loss": value,
             "lr": lr,
             "grad_norm": norm,
-            "tokens": len(batch.input_ids),
+            "tokens": sum(batch.sequences.lengths),
         }
 
     def _count(self, loss: float, batch: Batch, seconds: float) -> None:
         self.progress.epoch_loss += loss
         self.progress.epoch_seconds += seconds
         self.progress.train_seconds += seconds
-        self.progress.tokens += len(batch.input_ids)
+        self.progress.tokens += sum(batch.sequences.lengths)
 
     def end_epoch(self, dev: Mapping[str, Dataset]) -> dict:
         """Score the epoch, keep its weights if they are the best; its line of metrics.jsonl."""
