@@ -33,9 +33,9 @@ class Model:
     repo: str
     revision: str
     sha256: Mapping[str, str] = field(default_factory=dict)
-    pooling: str = "cls"  # what its authors made it for
     requirement: str = ""  # a wheel on PyPI, as pip names it
     wheel_folder: str = ""  # where in the wheel the files lie
+    pooling: str = "cls"  # what its authors made it for
 
 
 PINNED = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import CONTENT, PUBLISHED, FakeHub
+from tiny import build_tiny
 
 from minibert import hub, sources
 from minibert.errors import InputError
@@ -77,3 +78,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(sources, "_pip_download", no_index)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a BERT with random weights, small enough to train in a second."""
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
