@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import CONTENT, PUBLISHED, FakeHub
-from tiny import build_tiny
+from tiny_bert import build_tiny
 
 from minibert import hub, sources
 from minibert.errors import InputError
