@@ -132,12 +132,21 @@ class LayerNorm(nn.LayerNorm):
         )
 
 
+class Embedding(nn.Embedding):
+    """A table of vectors, [number, H], drawn from N(0, 0.02²), as in BERT's published code."""
+
+    def reset_parameters(self) -> None:
+        # On the meta device there is nothing to draw, and PyTorch would load its compiler to find that out.
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.02)
+
+
 class Embeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
