@@ -1,15 +1,17 @@
 """Data files -> examples: tab-separated, CSV quoting, columns matched by name."""
 
 import csv
+import io
 import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minibert.errors import InputError
 from tasks.base import Example, Skipped, Task
 
 MOST_SKIPPED = 0.01  # of a file's rows; above that the file is not what it is taken for
-LARGEST_FIELD = 2**17  # characters; a broken quote that swallows half a file shows up here
+LARGEST_FIELD = 2**17  # characters; a longer one is no sentence
 
 
 def read_examples(
@@ -29,15 +31,15 @@ def read_examples(
     lines_of_ids: dict[str, int] = {}
     for line, row in _rows(path, ["id", *task.text_columns], task.label_column, labelled):
         where = f"{path}:{line}"
-        texts = tuple((row[column] or "").strip() for column in task.text_columns)
-        given = (row.get(task.label_column) or "").strip()
+        texts = tuple(row.get(column, "").strip() for column in task.text_columns)
+        given = row.get(task.label_column, "").strip()
         lacking = [column for column, text in zip(task.text_columns, texts, strict=True) if not text]
         if labelled and not given:
             lacking.append(task.label_column)
         if lacking:
             skipped.append(Skipped(where, f"no {' and no '.join(lacking)}"))
             continue
-        identity = (row["id"] or "").strip()
+        identity = row.get("id", "").strip()
         if not identity:
             raise InputError(f"{where}: expected an id, got none")
         if identity in lines_of_ids:
@@ -53,36 +55,55 @@ def read_examples(
     return examples, skipped
 
 
-def _rows(path: Path, needed: Sequence[str], label_column: str, labelled: bool):
+def _rows(
+    path: Path, needed: Sequence[str], label_column: str, labelled: bool
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) for each record; a record's line is where it starts, quoted line breaks included."""
-    needed = [*needed, label_column] if labelled else needed
+    # strict: a quote that is never closed, or not doubled, is an error and not a very long field.
     csv.field_size_limit(LARGEST_FIELD)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t", strict=True)
+    line = 1
     try:
-        # utf-8-sig drops a byte order mark; newline="" leaves line ends to the csv module.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", strict=False)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            missing = [name for name in needed if name not in columns]
-            if missing:
-                got = ", ".join(repr(name) for name in columns if name) or "an empty file"
-                hint = " (are the fields separated by tabs?)" if len(columns) == 1 and columns[0] else ""
-                raise InputError(
-                    f"{path}:1: expected tab-separated columns {', '.join(needed)}; got {got}{hint}"
-                )
-            twice = [name for name in needed if columns.count(name) > 1]
-            if twice:
-                raise InputError(f"{path}:1: column {twice[0]!r} stands there twice")
-            reader.fieldnames = columns
+        columns = [name.strip() for name in next(reader, [])]
+        _check_columns(columns, needed, label_column, labelled, path)
+        line = reader.line_num + 1
+        for fields in reader:
+            if any(fields[len(columns) :]):
+                raise InputError(f"{path}:{line}: expected {len(columns)} fields, got {len(fields)}")
+            if fields:
+                yield line, dict(zip(columns, fields, strict=False))
             line = reader.line_num + 1
-            for row in reader:
-                yield line, row
-                line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: {error} (a quote that is not closed, or not doubled?)") from None
+
+
+def _text(path: Path) -> str:
+    """All of a file; the csv module finds the line ends, whichever they are."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # drops a byte order mark
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}") from None
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num + 1}: {error} (a quote that is never closed?)") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        raise InputError(f"{path}:{line}: expected UTF-8 text, got byte {byte:#04x}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}:{line}: expected text, got a NUL byte")
+    return text
+
+
+def _check_columns(
+    columns: Sequence[str], needed: Sequence[str], label_column: str, labelled: bool, path: Path
+) -> None:
+    required = [*needed, label_column] if labelled else needed
+    if any(name not in columns for name in required):
+        got = ", ".join(reprlib.repr(name) for name in columns if name) or "an empty line"
+        hint = " (are the fields separated by tabs?)" if len(columns) == 1 and columns[0] else ""
+        raise InputError(f"{path}:1: expected tab-separated columns {', '.join(required)}; got {got}{hint}")
+    twice = [name for name in (*needed, label_column) if columns.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}:1: column {twice[0]!r} stands there twice")
 
 
 def _label(text: str, task: Task, where: str) -> float:
@@ -90,11 +111,9 @@ def _label(text: str, task: Task, where: str) -> float:
     kind = "a class" if task.is_classification else "a number"
     wanted = f"{kind} from {low} to {high}"
     try:
-        label = float(text)
+        label = float(text.replace("_", "?"))  # Python would read 0_5 as 5
     except ValueError:
-        raise InputError(f"{where}: {task.label_column} {text!r} is not {wanted}") from None
-    if not (
-        math.isfinite(label) and low <= label <= high and (label.is_integer() or not task.is_classification)
-    ):
-        raise InputError(f"{where}: {task.label_column} {text!r} is not {wanted}")
+        label = math.nan
+    if not low <= label <= high or (task.is_classification and not label.is_integer()):
+        raise InputError(f"{where}: {task.label_column} {reprlib.repr(text)} is not {wanted}")
     return label
