@@ -40,8 +40,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except SafetensorError as error:
-        raise InputError(f"{path}: expected a whole safetensors file, got a damaged one ({error})") from None
+    except (SafetensorError, TypeError) as error:  # TypeError: a shape too large for any tensor
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: expected a whole safetensors file, got a damaged one ({reason})") from None
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -54,8 +55,9 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
         if tensor.shape != expected[name].shape:
             shapes = f"expected {list(expected[name].shape)}, got {list(tensor.shape)}"
             raise InputError(f"{where}: {name}: {shapes}")
-        if not tensor.is_floating_point():
-            raise InputError(f"{where}: {name}: expected floating-point numbers, got {tensor.dtype}")
+        if not tensor.is_floating_point() or tensor.element_size() < 2:  # fp8 and fp4 need scales
+            wanted = "floating-point numbers of 16 bits or more"
+            raise InputError(f"{where}: {name}: expected {wanted}, got {tensor.dtype}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Tokenizer:
     """Sentences or pairs to `Encoded`, at most `max_length` tokens; of a pair the longer side is cut first.
 
     Raises:
-        InputError: if `tokenizer.json` is missing or damaged, or its ids do not fit `vocab_size`.
+        InputError: if `tokenizer.json` is missing or damaged, is not BERT's, or has ids beyond `vocab_size`.
     """
 
     def __init__(self, folder: Path, max_length: int, vocab_size: int):
@@ -31,12 +31,40 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises no narrower type
             raise InputError(f"{path}: expected a tokenizer, got {error}") from None
-        known = self._tokenizer.get_vocab_size()
-        if known > vocab_size:
-            raise InputError(f"{path}: has {known} tokens, the model's vocab_size is {vocab_size}")
-        # MiniLM's file pads and cuts to 128 unless told otherwise.
+        vocab = self._tokenizer.get_vocab()
+        largest = max(vocab.values(), default=0)  # not their number less one where ids leave gaps
+        if largest >= vocab_size:
+            raise InputError(f"{path}: has token ids up to {largest}, the model's vocab_size is {vocab_size}")
+        unknown = getattr(self._tokenizer.model, "unk_token", None)  # asked for only when a text needs it
+        for token in ("[CLS]", "[SEP]", *([unknown] if unknown else [])):
+            if token not in vocab:
+                raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
+        self.max_length, self.cls, self.sep = max_length, vocab["[CLS]"], vocab["[SEP]"]
+        # The library's own truncation keeps all it cuts off, for pairs every piece of one side with every
+        # piece of the other: two long texts would fill the memory. MiniLM's file also asks for padding.
+        self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length, strategy="longest_first")
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Encoded]:
-        return [Encoded(e.ids, e.type_ids) for e in self._tokenizer.encode_batch_fast(list(texts))]
+        pairs = [(text,) if isinstance(text, str) else text for text in texts]
+        sides = [side for pair in pairs for side in pair]
+        encoded = iter(self._tokenizer.encode_batch_fast(sides, add_special_tokens=False))
+        return [self._join([next(encoded).ids for _ in pair]) for pair in pairs]
+
+    def _join(self, sides: list[list[int]]) -> Encoded:
+        room = self.max_length - 1 - len(sides)  # for tokens between [CLS] and the [SEP]s
+        lengths = [len(side) for side in sides]
+        kept = longest_first(lengths[0], sum(lengths[1:]), room)  # of one sentence the second is empty
+        input_ids, token_type_ids = [self.cls], [0]
+        for segment, side in enumerate(sides):
+            input_ids += [*side[: kept[segment]], self.sep]
+            token_type_ids += [segment] * (kept[segment] + 1)
+        return Encoded(input_ids, token_type_ids)
+
+
+def longest_first(a: int, b: int, room: int) -> tuple[int, int]:
+    """How many tokens of two sides are kept: the longer is cut until it is as short, then both alike."""
+    if a + b <= room:
+        return a, b
+    shorter = min(a, b, room // 2)
+    return (shorter, room - shorter) if a <= b else (room - shorter, shorter)

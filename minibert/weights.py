@@ -24,6 +24,7 @@ FIXED = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
 }
+LARGEST = 2**24  # of any size: beyond all models, and the product of two still fits a tensor
 
 
 def read_config(folder: Path) -> BertConfig:
@@ -44,12 +45,12 @@ def read_config(folder: Path) -> BertConfig:
     for name, value in values.items():
         whole = isinstance(getattr(BertConfig, name), int)
         fits = (
-            isinstance(value, int) and 1 <= value < 2**31
+            isinstance(value, int) and 1 <= value <= LARGEST
             if whole
             else isinstance(value, int | float) and 0 <= value < 1
         )
         if isinstance(value, bool) or not fits:
-            wanted = "a whole number of at least 1" if whole else "a number from 0 up to 1"
+            wanted = f"a whole number from 1 to {LARGEST}" if whole else "a number from 0 up to 1"
             raise InputError(f"{path}: expected {name} to be {wanted}, got {value!r}")
     if values["hidden_size"] % values["num_attention_heads"]:
         hidden, heads = values["hidden_size"], values["num_attention_heads"]
@@ -62,14 +63,16 @@ def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     whole = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
     state: dict[str, Tensor] = {}
     for file in [WEIGHTS] if whole else shards(folder / INDEX):
-        state |= read_safetensors(folder / file)
-    renamed = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("bert.")
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if not name.startswith("cls.") and not name.endswith("position_ids"):
-            renamed[name] = tensor
-    return renamed
+        for key, tensor in read_safetensors(folder / file).items():
+            name = key.removeprefix("bert.")
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+            name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+            if name.startswith("cls.") or name.endswith("position_ids"):
+                continue
+            if name in state:
+                raise InputError(f"{folder / file}: {key!r} is a second {name!r}")
+            state[name] = tensor
+    return state
 
 
 def load_bert(folder: Path) -> Bert:
@@ -80,11 +83,11 @@ def load_bert(folder: Path) -> Bert:
     """
     config = read_config(folder)
     state = read_checkpoint(folder)
-    if f"encoder.layer.{config.num_hidden_layers - 1}.output.dense.weight" not in state:
+    layers = len({name.split(".")[2] for name in state if name.startswith("encoder.layer.")})
+    if layers < config.num_hidden_layers:
         # Said before building: a config that claims a million layers costs nothing.
-        raise InputError(
-            f"{folder}: expected {config.num_hidden_layers} layers as {CONFIG} says, the weights have fewer"
-        )
+        wanted = f"num_hidden_layers {config.num_hidden_layers} as {CONFIG} says"
+        raise InputError(f"{folder}: expected {wanted}, the weights have {layers}")
     with torch.device("meta"):  # no memory and no random numbers: the checkpoint's tensors become the weights
         bert = Bert(config, with_pooler="pooler.dense.weight" in state)
     check_fits(state, bert.state_dict(), f"{folder}: the weights do not fit {CONFIG}")
@@ -100,5 +103,6 @@ def save_bert(bert: Bert, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(bert.state_dict(), folder / WEIGHTS)
-    architecture = {"architectures": ["BertModel"], "pad_token_id": 0, "torch_dtype": "float32"}
+    dtype = str(bert.embeddings.word_embeddings.weight.dtype).removeprefix("torch.")
+    architecture = {"architectures": ["BertModel"], "pad_token_id": 0, "torch_dtype": dtype}
     write_json(architecture | FIXED | asdict(bert.config), folder / CONFIG)

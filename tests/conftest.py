@@ -6,11 +6,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from fake_hub import CONTENT, PUBLISHED, FakeHub
+from hypothesis import settings
+from small_runs import write_data
 from tiny_bert import build_tiny
 
 from minibert import hub, sources
 from minibert.errors import InputError
+
+# The same examples on every run; and no deadline, which would test the machine.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +91,28 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a BERT with random weights, small enough to train in a second."""
     return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def refusal() -> Callable[..., str]:
+    """What a call says when it refuses its input: an InputError of one line."""
+
+    def call(function: Callable, *arguments: object) -> str:
+        with pytest.raises(InputError) as caught:
+            function(*arguments)
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """A test draws the same numbers alone and among others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of all three tasks, a few rows each."""
+    return write_data(tmp_path_factory.mktemp("data"))
