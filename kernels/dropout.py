@@ -5,7 +5,7 @@ products. Here a counter-based generator (Philox, Salmon et al. 2011) gives rand
 and the mask is applied by bitwise AND. Nothing of the generator has to be saved to resume a run.
 """
 
-from dataclasses import dataclass
+from collections import Counter
 
 import numpy as np
 import torch
@@ -15,18 +15,36 @@ from torch import Tensor, nn
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-point number's size in bytes
 
 
-@dataclass
 class DropoutKey:
-    """What the masks of a training step depend on; the training loop sets `step`."""
+    """What the masks of a training step depend on; the training loop sets `step`.
 
-    seed: int
-    step: int = 0
+    A site may be used several times in a step, as attention's is for each block: its uses are counted,
+    and setting `step` begins the count anew.
+    """
+
+    def __init__(self, seed: int, step: int = 0):
+        self.seed, self.step = seed, step
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step, self._uses = step, Counter()
+
+    def next_use(self, site: int) -> int:
+        """0 the first time a site asks in this step, then 1, 2, ..."""
+        self._uses[site] += 1
+        return self._uses[site] - 1
 
 
-def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int) -> Tensor:
+def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int, use: int = 0) -> Tensor:
     """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256."""
     count = shape.numel()
-    generator = np.random.Philox(key=[seed % 2**64, (site << 40) + step])
+    # Said to be uint64: of a list with a number from 2**63 on, NumPy makes floats, and seeds collide.
+    key = np.array([seed % 2**64, (site << 40) + step], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=[0, 0, 0, use])
     bits = generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
     return torch.from_numpy(-(bits >= drop).view(np.int8)).view(shape)
 
@@ -43,7 +61,7 @@ class _MaskedScale(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return _masked_scale(grad.contiguous(), mask, ctx.scale), None, None
+        return _masked_scale(grad, mask, ctx.scale), None, None
 
 
 def _masked_scale(x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -53,14 +71,15 @@ def _masked_scale(x: Tensor, mask: Tensor, scale: float) -> Tensor:
 class Dropout(nn.Dropout):
     """y = x ⊙ keep / (1 - p) (Srivastava et al. 2014), with p rounded to 1/256ths: exactly unbiased.
 
-    `site` tells the layers of a model apart, `key` is shared by all of them. On a GPU PyTorch's own
-    dropout is fast, and is used with its own random numbers.
+    A p of at most 1/512 drops nothing, one below 1 never everything. `site` tells the layers of a model
+    apart, `key` is shared by all of them. On a GPU PyTorch's own dropout is fast, and is used with its
+    own random numbers.
     """
 
     def __init__(self, p: float, key: DropoutKey, site: int):
         super().__init__(p)
         self.key, self.site = key, site
-        self.drop = round(256 * p)  # of 256 byte values; p below 1/512 drops nothing
+        self.drop = 256 if p == 1 else min(round(256 * p), 255)  # of 256 byte values
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.drop == 0:
@@ -69,17 +88,19 @@ class Dropout(nn.Dropout):
             return F.dropout(x, self.p)
         if self.drop == 256:
             return x * 0
-        mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site)
-        return _MaskedScale.apply(x.contiguous(), mask, 256 / (256 - self.drop))
+        use = self.key.next_use(self.site)
+        mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site, use)
+        return _MaskedScale.apply(x, mask, 256 / (256 - self.drop))
 
 
 def install_dropout(model: nn.Module, seed: int) -> DropoutKey:
     """Put this dropout in the place of every `nn.Dropout` in a model; the model need not know.
 
     Sites are numbered in the order of `named_modules`, so they are the same in every run of a model.
+    Installed again, all of them follow the new key.
     """
     key = DropoutKey(seed)
-    found = [(name, module) for name, module in model.named_modules() if type(module) is nn.Dropout]
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
     for site, (name, module) in enumerate(found):
-        model.set_submodule(name, Dropout(module.p, key, site))
+        model.set_submodule(name, Dropout(module.p, key, site).train(module.training))
     return key

@@ -16,6 +16,19 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
+# The settings with which PEFT computes what our layers compute, whatever the tensors; the first is the
+# default. Other starting values (PiSSA's, OLoRA's) change the base model too.
+KNOWN = {
+    "peft_type": ("LORA",),
+    "use_rslora": (False, True),
+    "use_dora": (False, True),
+    "bias": ("none",),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+    "alora_invocation_tokens": (None,),
+}
+
 
 def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
     """The adapters' parameters by name, without the weights they adapt."""
@@ -77,35 +90,41 @@ def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) 
     """Apply the adapter in a folder to a bare encoder, in place.
 
     Raises:
-        InputError: if the folder's files are damaged, or a key is missing, unexpected or of another shape.
+        InputError: if the folder's files are damaged, a setting is not `KNOWN`, or a key is missing,
+            unexpected or of another shape.
     """
     path = folder / CONFIG
     config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"{path}: expected peft_type 'LORA', got {config.get('peft_type')!r}")
+    for key, values in KNOWN.items():
+        got = config.get(key, None if key == "peft_type" else values[0])
+        if got not in values:
+            raise InputError(f"{path}: expected {key} {' or '.join(map(repr, values))}, got {got!r}")
     rank, alpha = _number(config, "r", int, path), _number(config, "lora_alpha", float, path)
-    dropout = _number(config, "lora_dropout", float, path)
+    dropout, method = _number(config, "lora_dropout", float, path), _method_of(config, path)
     try:
-        apply_method(encoder, _method_of(config), rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+        apply_method(encoder, method, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     file = folder / WEIGHTS
-    state = {}
-    for name, tensor in read_safetensors(file).items():
-        if not name.startswith(f"{PREFIX}classifier."):
-            state[name.removeprefix(PREFIX).removeprefix("bert.")] = tensor
-    check_fits(state, adapter_state(encoder), f"{file}: does not fit {CONFIG} and the model")
-    encoder.load_state_dict(state, strict=False)  # strictness is the two checks above, on the adapters alone
+    state = read_safetensors(file)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{PREFIX}classifier.")}
+    within = f"{PREFIX}bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else PREFIX
+    adapters = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
+    check_fits(state, adapters, f"{file}: does not fit {CONFIG} and the model")
+    for name, tensor in adapters.items():
+        tensor.copy_(state[name])
 
 
-def _method_of(config: dict) -> Method:
-    if config.get("use_dora"):
-        return METHODS["dora"]
-    return METHODS["rslora" if config.get("use_rslora") else "lora"]
+def _method_of(config: dict, path: Path) -> Method:
+    chosen = [method for method in ("rslora", "dora") if config.get(f"use_{method}")]
+    if len(chosen) > 1:
+        raise InputError(f"{path}: expected use_rslora or use_dora, got both")
+    return METHODS[chosen[0] if chosen else "lora"]
 
 
 def _number(config: dict, key: str, kind: type, path: Path) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
-        raise InputError(f"{path}: expected {key} to be a number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not abs(value) < 2**31:
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{path}: expected {key} to be {wanted}, got {value!r}")
     return value

@@ -33,9 +33,9 @@ class LoRALinear(nn.Linear):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         # On the meta device the weight costs no memory and no random numbers; base's own replaces it.
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
-        self.weight, self.bias = base.weight.requires_grad_(False), base.bias
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
+        self.weight = nn.Parameter(base.weight.detach(), requires_grad=False)
+        if base.bias is not None:
+            self.bias = nn.Parameter(base.bias.detach(), requires_grad=False)
         kept = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)

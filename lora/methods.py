@@ -99,11 +99,11 @@ def apply_method(
 
     from lora import layers
 
+    if any(isinstance(module, layers.LoRALinear) for module in encoder.modules()):
+        raise ValueError("the encoder has adapters already")
     if method.layer is None:
         encoder.requires_grad_(method.trains_encoder)
         return []
-    if any(isinstance(module, layers.LoRALinear) for module in encoder.modules()):
-        raise ValueError("the encoder has adapters already")
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
     alpha = method.alpha(rank) if alpha is None else alpha
