@@ -1,5 +1,6 @@
 """From a config to what a run needs: files, data, model."""
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -43,10 +44,9 @@ def data_folder(config: Config) -> Path:
         from tasks.course import course_folder
 
         return course_folder([name for task in config.tasks for name in task.files.values()])
-    folder = Path(config.data)
-    if not folder.is_dir():
+    if not os.path.isdir(config.data):  # unlike Path.is_dir, also False for a name too long
         raise InputError(f"--data: expected demo, cs224n or a folder, got {config.data!r}")
-    return folder
+    return Path(config.data)
 
 
 def read_splits(config: Config) -> dict[str, Splits]:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from minibert.errors import InputError
 from minibert.files import check_fits, read_safetensors, write_safetensors
 
 FILE = "state.safetensors"
@@ -56,7 +57,7 @@ def save_checkpoint(
     state |= {f"best.{name}": tensor for name, tensor in best.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"optimizer.{key}.{name}"] = value
+            state[f"optimizer.{name}.{key}"] = value
     write_safetensors(state, folder / FILE, {"progress": json.dumps(vars(progress))})
 
 
@@ -71,17 +72,23 @@ def load_checkpoint(
     path = folder / FILE
     state = read_safetensors(path)
     with safe_open(path, "pt") as file:
-        progress = Progress(**json.loads(file.metadata()["progress"]))
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-    for name, tensor in state.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
-    check_fits(parts["model"], trainable_state(model), f"{path}: is of another model or method")
-    load_trainable(model, parts["model"])
-    parameters = dict(model.named_parameters())
-    for name, tensor in parts["optimizer"].items():
-        key, _, parameter = name.partition(".")
-        place = optimizer.state[parameters[parameter]]
-        place[key] = tensor.to(parameters[parameter].device) if key != "step" else tensor.clone()
+        written = (file.metadata() or {}).get("progress", "null")
+    try:
+        progress = Progress(**json.loads(written))
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: expected a run's checkpoint, it does not say how far the run is") from None
+    weights, best = _under(state, "model."), _under(state, "best.")
+    check_fits(weights, trainable_state(model), f"{path}: is of another model or method")
+    if progress.best:
+        check_fits(best, trainable_state(model), f"{path}: the best weights")
+    load_trainable(model, weights)
+    for name, parameter in model.named_parameters():
+        # A parameter that no step has used yet, another task's head, has no moments.
+        if moments := _under(state, f"optimizer.{name}."):
+            optimizer.state[parameter] = {k: tensor.to(parameter.device) for k, tensor in moments.items()}
     scaler.load_state_dict(progress.scaler)
-    return progress, parts["best"]
+    return progress, best
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

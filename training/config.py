@@ -49,7 +49,7 @@ class Config:
     )
     epochs: int | None = setting(None, "passes over the largest task's data [10; 2 above 100,000 rows]")
     max_steps: int | None = setting(
-        None, "end after so many steps, mid-epoch if need be; the schedule's length too"
+        None, "end after so many steps, mid-epoch if need be; the schedule's length too [all of the epochs]"
     )
     batch_size: int = setting(32, "examples of a step")
     lr: float | None = setting(
@@ -180,7 +180,10 @@ def from_dict(raw: Mapping, where: str) -> Config:
     for name, one in known.items():
         if not _fits(raw[name], one.type):
             raise InputError(f"{where}: expected {name} to be {_kind(one.type)}, got {raw[name]!r}")
-    return check(Config(**{**raw, "targets": tuple(raw["targets"])}))
+    try:
+        return check(Config(**{**raw, "targets": tuple(raw["targets"])}))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _fits(value: object, kind: type) -> bool:

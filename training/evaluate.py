@@ -19,6 +19,10 @@ class Prediction:
     predictions: np.ndarray  # [n], classes (int64) or scores (float64)
     probabilities: np.ndarray | None  # [n, C] for classes
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(np.isfinite(self.predictions if self.probabilities is None else self.probabilities).all())
+
 
 @torch.no_grad()
 def predict(model: TaskModel, data: Dataset, batch_size: int, device: torch.device) -> Prediction:

@@ -17,11 +17,13 @@ def run_command(main: Callable[[], int]) -> int:
     # packed tokens differs from batch to batch. It reads this when torch is first used, so before `main`.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except InputError as error:
         return _fail(str(error), 2)
-    except BrokenPipeError:  # the reader of our output went away
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our output went away; what Python flushes at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)

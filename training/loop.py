@@ -1,12 +1,14 @@
 """The training loop: steps, epochs, the best weights, interruption."""
 
 import math
+import re
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -59,6 +61,9 @@ def peak_memory_mib(device: torch.device) -> float:
     """The process's peak: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage counts what started this program too, if it was larger
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
@@ -90,11 +95,6 @@ class Trainer:
     def epoch_ended(self) -> bool:
         return self.finished or self.progress.step % self.steps_per_epoch == 0
 
-    def train_mode(self) -> None:
-        self.model.train()
-        if self.config.method == "frozen":
-            self.model.bert.eval()  # a constant function of its input, so without dropout
-
     def loss(self, task: str, batch: Batch) -> Tensor:
         logits = self.model(task, batch)  # [B, C]
         return LOSSES[self.plan.datasets[task].task.loss](logits, batch.labels)
@@ -103,7 +103,7 @@ class Trainer:
         """One optimiser step; its line of steps.jsonl.
 
         Raises:
-            TrainingError: if the loss or the gradient is not finite (in fp16 such a step is skipped instead).
+            TrainingError: if the loss or the gradient is not finite (in fp16 such a step is skipped first).
         """
         started = time.perf_counter()
         step, config = self.progress.step, self.config
@@ -118,7 +118,8 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf).item()
         value = loss.item()
-        if not math.isfinite(value) or (not math.isfinite(norm) and not self.scaler.is_enabled()):
+        # fp16's loss scale is lowered until the gradient is finite; at 1 it scales nothing, as without fp16.
+        if not math.isfinite(value) or (not math.isfinite(norm) and self.scaler.get_scale() <= 1):
             what = "loss" if not math.isfinite(value) else "gradient"
             ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
             raise TrainingError(
@@ -134,7 +135,7 @@ class Trainer:
             "task": task,
             "loss": value,
             "lr": lr,
-            "grad_norm": norm,
+            "grad_norm": norm if math.isfinite(norm) else None,
             "tokens": sum(batch.sequences.lengths),
         }
 
@@ -144,12 +145,12 @@ class Trainer:
         self.progress.train_seconds += seconds
         self.progress.tokens += sum(batch.sequences.lengths)
 
-    def end_epoch(self, dev: Mapping[str, Dataset]) -> dict:
-        """Score the epoch, keep its weights if they are the best; its line of metrics.jsonl."""
+    def end_epoch(self, scored: Mapping[str, Mapping[str, Dataset]]) -> dict:
+        """Score `scored` (split -> task -> data) and keep the weights if best; the line of metrics.jsonl."""
         progress = self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
         steps = progress.step - (epoch - 1) * self.steps_per_epoch
-        scores = {split: self.scores(data) for split, data in (("dev", dev), ("train", self.plan.datasets))}
+        scores = {split: self.scores(data) for split, data in scored.items()}
         leading = {
             split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
         }
@@ -164,13 +165,20 @@ class Trainer:
         return line
 
     def scores(self, data: Mapping[str, Dataset]) -> dict[str, dict[str, float]]:
-        return {
-            name: score(one.task, predict(self.model, one, EVAL_BATCH, self.device), one.labels)
-            for name, one in data.items()
-        }
+        scores = {}
+        for name, one in data.items():
+            prediction = predict(self.model, one, EVAL_BATCH, self.device)
+            if not prediction.is_finite:
+                step = self.progress.step
+                raise TrainingError(f"step {step}: a prediction of {name} is not finite; try a lower --lr")
+            scores[name] = score(one.task, prediction, one.labels)
+        return scores
 
     def run(
-        self, dev: Mapping[str, Dataset], on_step: Callable[[dict], None], on_epoch: Callable[[dict], None]
+        self,
+        scored: Mapping[str, Mapping[str, Dataset]],
+        on_step: Callable[[dict], None],
+        on_epoch: Callable[[dict], None],
     ) -> None:
         """Train to the end from wherever `progress` is, then put the best weights into the model.
 
@@ -178,13 +186,13 @@ class Trainer:
             Interrupted: after the step under way, if SIGINT or SIGTERM came.
         """
         with stop_signals() as stopped:
-            self.train_mode()
+            self.model.train()
             while not self.finished:
                 if stopped():
                     raise Interrupted(stopped())
                 on_step(self.step())
                 if self.epoch_ended:
-                    on_epoch(self.end_epoch(dev))
+                    on_epoch(self.end_epoch(scored))
         load_trainable(self.model, self.best_weights)
 
 

@@ -18,10 +18,11 @@ def header(
 ) -> str:
     """Everything that decides a run, before it starts."""
     lines = []
-    for task, one in splits.items():
+    for task in config.tasks:
+        one, pair = splits[task.name], f" ({config.pair})" if task.is_pair else ""
         counts = [f"{len(one.train):,} train", f"{len(one.dev):,} dev"]
         counts += [f"{len(one.test):,} test"] if one.test else []
-        lines.append(f"task       {task} ({config.pair}), {config.data}: {', '.join(counts)}")
+        lines.append(f"task       {task.name}{pair}, {config.data}: {', '.join(counts)}")
         if one.skipped:
             lines.append(f"           {len(one.skipped)} rows skipped:")
             lines += [f"             {row.where}: {row.reason}" for row in one.skipped[:SHOWN_ROWS]]
@@ -48,7 +49,13 @@ class Bar:
 
     def __init__(self, total: int, done: int):
         self.bar = tqdm(
-            total=total, initial=done, unit="step", dynamic_ncols=True, file=sys.stderr, leave=False
+            total=total,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            leave=False,
+            disable=None,  # where nobody watches
         )
 
     def step(self, line: Mapping, tokens_per_second: float) -> None:

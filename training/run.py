@@ -1,9 +1,11 @@
 """One run from a config: read, build, train, write."""
 
+import importlib
 import json
 import shutil
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import torch
 
 from minibert.files import write_json, write_text
 from minibert.hub import resolve
-from tasks.data import Dataset
+from tasks.base import Example
+from tasks.data import Dataset, epoch_order
 from training.build import build_dataset, build_model, build_tokenizer, complete, read_splits
 from training.checkpoint import FILE as CHECKPOINT
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -22,6 +25,7 @@ from training.precision import choose_device, choose_precision
 from training.report import Bar, closing_table, header
 from training.run_folder import (
     RunFolder,
+    append_line,
     keep_lines,
     same_settings,
     save_model,
@@ -39,10 +43,10 @@ class Run:
     """
 
     def __init__(self, config: Config, one_batch: bool = False):
-        self.memory_at_start = peak_memory_mib(torch.device("cpu"))
         self.device = choose_device(config.device)
         precision = choose_precision(config.precision, self.device)
         self.base = resolve(config.model)
+        self.memory_at_start = memory_once_imported()
         self.splits = read_splits(config)
         # Folders by their whole path: a run is read back from wherever one stands.
         model = str(self.base.absolute()) if Path(config.model).is_dir() else config.model
@@ -51,14 +55,16 @@ class Run:
         config = complete(config, self.base, self.splits)
         self.config = config
         tokenizer = build_tokenizer(config, self.base)
-        self.data: dict[str, dict[str, Dataset]] = {"train": {}, "dev": {}, "test": {}}
+        self.data: dict[str, dict[str, Dataset]] = {split: {} for split in ("train", "sample", "dev", "test")}
         for task in config.tasks:
+            rows = dict(vars(self.splits[task.name]))
+            if one_batch:
+                rows = {"train": rows["train"][: config.batch_size]}
+            else:
+                rows["sample"] = sample(rows["train"], len(rows["dev"]), task.name)
             for split, by_task in self.data.items():
-                rows = getattr(self.splits[task.name], split)
-                if one_batch:
-                    rows = rows[: config.batch_size] if split == "train" else None
-                if rows:
-                    by_task[task.name] = build_dataset(config, task, rows, tokenizer)
+                if rows.get(split):
+                    by_task[task.name] = build_dataset(config, task, rows[split], tokenizer)
         model = build_model(config, self.base)
         self.trainer = Trainer(config, model, self.data["train"], self.device)
 
@@ -77,27 +83,24 @@ class Run:
         trainer.best_weights = best
         print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
         bar = Bar(trainer.total_steps, progress.step)
-        with open(folder.steps, "a", encoding="utf-8") as steps:
 
-            def on_step(line: dict) -> None:
-                steps.write(json.dumps(line) + "\n")
-                bar.step(line, progress.tokens / progress.train_seconds)
+        def on_step(line: dict) -> None:
+            append_line(line, folder.steps)
+            bar.step(line, progress.tokens / progress.train_seconds)
 
-            def on_epoch(line: dict) -> None:
-                steps.flush()
-                self._write_history(folder)
-                self._checkpoint(folder)
-                bar.epoch(line)
+        def on_epoch(line: dict) -> None:
+            self._write_history(folder)
+            self._checkpoint(folder)
+            bar.epoch(line)
 
-            try:
-                trainer.run(self.data["dev"], on_step, on_epoch)
-            except Interrupted as stop:
-                self._checkpoint(folder)
-                again = f"--resume --out {folder.path} goes on from there"
-                print(f"{stop}: stopped after step {progress.step}, saved; {again}", file=sys.stderr)
-                return stop.exit_code
-            finally:
-                bar.close()
+        try:
+            with closing(bar):
+                trainer.run({"dev": self.data["dev"], "train": self.data["sample"]}, on_step, on_epoch)
+        except Interrupted as stop:
+            self._checkpoint(folder)
+            again = f"--resume --out {folder.path} goes on from there"
+            print(f"{stop}: stopped after step {progress.step}, saved; {again}", file=sys.stderr)
+            return stop.exit_code
         self._finish(folder)
         return 0
 
@@ -179,6 +182,21 @@ class Run:
         return counts | {"skipped": len(self.splits[task].skipped)}
 
 
+def sample(examples: list[Example], count: int, task: str) -> list[Example]:
+    """The training examples that are scored: as many as dev has, always the same, as noisy as dev's score is.
+
+    Scoring all of them after each epoch would take a fifth of a run's time.
+    """
+    return [examples[i] for i in sorted(epoch_order(len(examples), 0, task, 0)[:count])]
+
+
+def memory_once_imported() -> float:
+    """MiB resident before anything of a run is loaded, with what torch.optim and scoring import when used."""
+    for name in ("torch._dynamo", "scipy.stats"):
+        importlib.import_module(name)
+    return peak_memory_mib(torch.device("cpu"))
+
+
 def default_out(config: Config) -> Path:
     """runs/TASK-METHOD-TIME, with a number behind it where two runs start in one second."""
     name = f"{config.task}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -204,13 +222,13 @@ def overfit_batch(config: Config) -> int:
     steps = config.max_steps or OVERFIT_STEPS
     run = Run(replace(config, **still, schedule="constant", max_steps=steps), one_batch=True)
     trainer = run.trainer
-    bar = Bar(steps, 0)
-    trainer.train_mode()
+    trainer.model.train()
     losses = []
-    while not trainer.finished:
-        losses.append(trainer.step()["loss"])
-        bar.step({"loss": losses[-1]}, trainer.progress.tokens / trainer.progress.train_seconds)
-    bar.close()
+    with closing(Bar(steps, 0)) as bar:
+        while not trainer.finished:
+            line = trainer.step()
+            losses.append(line["loss"])
+            bar.step(line, trainer.progress.tokens / trainer.progress.train_seconds)
     # Several tasks take turns; each one's last loss counts.
     last = sum(losses[-len(config.tasks) :]) / sum(losses[: len(config.tasks)])
     print(f"one batch of {config.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps")

@@ -7,6 +7,7 @@ adapter/ (LoRA methods) or model/ (full)  head.safetensors  checkpoint/
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -62,10 +63,15 @@ class RunFolder:
         return self.path / "head.safetensors"
 
     def check_free(self, resume: bool) -> None:
-        """Before anything is loaded. Raises:
-        InputError: if the folder holds something else, or a run that is not to be resumed.
+        """Before anything is loaded.
+
+        Raises:
+            InputError: if the folder cannot be made, or holds something else, or a run not to be resumed.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        there = next(path for path in (self.path, *self.path.absolute().parents) if os.path.exists(path))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"--out: expected a folder that can be written, {there} is none")
+        if there != self.path or not any(self.path.iterdir()):
             return
         if not self.config.is_file():
             raise InputError(f"--out: expected a new or empty folder, {self.path} holds something else")
@@ -105,16 +111,25 @@ def same_settings(run: RunFolder, config: Config) -> None:
             )
 
 
+def append_line(line: dict, path: Path) -> None:
+    """Written at once, so that a run can be watched. Raises OSError, naming the file, if it cannot be."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def keep_lines(path: Path, key: str, most: int) -> None:
     """Of a .jsonl file, keep the lines whose `key` is at most `most`; a resumed run writes the rest anew."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)[key] <= most:
                 kept.append(line)
-        except ValueError:  # the last line of a killed run may be torn; its step is done again
+        except (ValueError, KeyError, TypeError):  # a killed run's last line is torn; its step is done again
             break
     write_text("".join(f"{line}\n" for line in kept), path)
 

@@ -41,12 +41,11 @@ def score_text(path: Path, task_name: str | None, texts: list[str]) -> str:
         InputError: if the run cannot be used, or the number of texts is not the task's.
     """
     task = choose_task(read_run_config(RunFolder(path)), task_name)
-    if len(texts) != len(task.text_columns) or not all(text.strip() for text in texts):
-        wanted = " and ".join(task.text_columns)
-        raise InputError(
-            f"--text: expected {len(task.text_columns)} for {task.name} ({wanted}), got {len(texts)}"
-        )
     given = tuple(text.strip() for text in texts)
+    if len(given) != len(task.text_columns) or not all(given):
+        wanted = " and ".join(task.text_columns)
+        got = len(given) if all(given) else "an empty one"
+        raise InputError(f"--text: expected {len(task.text_columns)} for {task.name} ({wanted}), got {got}")
     result = predictions(path, task, [Example("text", given, None)], batch_size=1)
     if result.probabilities is None:
         return f"{result.predictions[0]:.4f}"
@@ -59,7 +58,8 @@ def choose_task(config: Config, name: str | None) -> Task:
     if name is None and len(by_name) == 1:
         return config.tasks[0]
     if name not in by_name:
-        raise InputError(f"--task: expected one of the run's tasks, {', '.join(by_name)}; got {name}")
+        got = "none" if name is None else repr(name)
+        raise InputError(f"--task: expected one of the run's tasks, {', '.join(by_name)}; got {got}")
     return by_name[name]
 
 

@@ -1,0 +1,86 @@
+"""How a command ends: the exit code, and one line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import call
+
+from minibert.errors import InputError
+from training.exit import run_command
+from training.loop import TrainingError
+
+ROOT = Path(__file__).parents[1]
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_the_commands_own_code_is_passed_on(code: int) -> None:
+    assert call(lambda: code) == (code, "", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("--rank: expected 1"), 2, "--rank: expected 1"),
+        (InputError("two\n  lines"), 2, "two lines"),
+        (OSError(28, "No space left on device", "runs/x/result.json"), 1,
+         "runs/x/result.json: No space left on device"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (OSError("odd"), 1, "odd"),
+        (PermissionError(13, "Permission denied", "x"), 1, "x: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 1, "out of memory; try a smaller --batch-size or --max-length"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1,
+         "out of memory; try a smaller --batch-size or --max-length"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1,
+         "out of memory; try a smaller --batch-size or --max-length"),
+        (TrainingError("step 3: the loss is not finite"), 1, "step 3: the loss is not finite"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_failure_that_a_user_can_cause_is_a_line(error: BaseException, code: int, line: str) -> None:
+    ended = call(raising(error))
+    assert (ended.code, ended.out) == (code, "")
+    assert ended.line == f"error: {line}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x"), KeyError("x"),
+     RecursionError("x"), AssertionError("x")],
+    ids=repr,
+)  # fmt: skip
+def test_a_defect_of_ours_is_shown_whole(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        run_command(raising(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_reader_that_goes_away_is_no_traceback(lines: int) -> None:
+    code = (
+        "import sys; from training.exit import run_command\n"
+        "def main():\n"
+        "    sys.stdin.read()\n"  # until the reader has gone
+        f"    for _ in range({lines}): print('a line of output')\n"
+        "    return 0\n"
+        "sys.exit(run_command(main))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, **pipes) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1

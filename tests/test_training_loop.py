@@ -1,0 +1,158 @@
+"""What a training step moves, what it leaves alone, and what ends a run."""
+
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import BATCH, call, flags, left_behind, lines_of, settings
+from torch import Tensor
+
+import train
+from lora.methods import METHODS
+from tasks.losses import LOSSES
+from training.loop import TrainingError, stop_signals
+from training.run import Run
+
+SHAPES = {
+    "sts": {},
+    "sts siamese": {"pair": "siamese", "features": "uv-diff-prod"},
+    "sts siamese uv": {"pair": "siamese", "features": "uv"},
+    "sst": {"task": "sst"},
+    "qqp": {"task": "qqp", "hidden_layers": 1},
+    "all three": {"task": "sst+qqp+sts", "pair": "siamese", "pooling": "mean"},
+}
+
+
+def weights(run: Run) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in run.trainer.model.named_parameters()}
+
+
+def should_move(name: str, method: str) -> bool:
+    if name.startswith("heads."):
+        return True
+    if method == "full":
+        return not name.startswith("bert.pooler.")  # which these runs do not use
+    part = name.split(".")[-2] if name.endswith(".weight") else name.split(".")[-1]
+    adapters = {"lora": ("lora_A", "lora_B"), "rslora": ("lora_A", "lora_B"), "frozen": ()}
+    return part in adapters.get(method, ("lora_A", "lora_B", "lora_magnitude_vector"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_what_should_move_moves_and_the_rest_stays_bitwise(
+    method: str, shape: str, tiny: Path, small_data: Path
+) -> None:
+    run = Run(settings(tiny, small_data, method=method, **SHAPES[shape]))
+    before = weights(run)
+    run.trainer.model.train()
+    for _ in range(2 * len(run.config.tasks)):
+        run.trainer.step()
+    after = weights(run)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    # Softmax ignores a key's bias: its gradient is rounding noise, or nothing.
+    undecided = {name for name in before if name.endswith("key.bias")} if method == "full" else set()
+    assert moved - undecided == {n for n in before if should_move(n, method)} - undecided
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    if method in ("lora", "rslora", "dora"):
+        assert sum("lora_B" in name for name in moved) == 12  # six linears in each of two layers
+
+
+def test_only_the_targets_are_adapted(tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, targets=("value", "output")))
+    adapted = {name.split(".lora_")[0] for name in weights(run) if ".lora_" in name}
+    layers = [f"bert.encoder.layer.{i}." for i in (0, 1)]
+    assert adapted == {
+        f"{layer}{end}" for layer in layers for end in ("attention.self.value", "output.dense")
+    }
+
+
+def test_a_pooler_that_is_used_trains_with_the_encoder(tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, method="full", pooling="pooler"))
+    before = weights(run)["bert.pooler.dense.weight"]
+    run.trainer.step()
+    assert not torch.equal(weights(run)["bert.pooler.dense.weight"], before)
+
+
+def test_the_frozen_encoder_is_a_constant_function(tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, method="frozen", dropout=0.0))
+    _, batch = run.trainer.plan.batch(0)
+    run.trainer.model.train()
+    training = run.trainer.model("sts", batch)
+    run.trainer.dropout_key.step = 1
+    assert torch.equal(training, run.trainer.model("sts", batch))
+    assert torch.equal(training, run.trainer.model.eval()("sts", batch))
+
+
+@pytest.mark.parametrize("method", ["dora", "full"])
+def test_scoring_does_not_change_what_is_learnt(method: str, tiny: Path, small_data: Path) -> None:
+    scored, unscored = (Run(settings(tiny, small_data, method=method, task="sts+sst")) for _ in range(2))
+    for run in (scored, unscored):
+        run.trainer.model.train()
+        for step in range(8):
+            run.trainer.step()
+            if run is scored and step in (1, 5):
+                run.trainer.end_epoch({"dev": run.data["dev"]})
+    after = weights(unscored)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(scored).items())
+
+
+def not_a_number_from(step: int, what: str):
+    """The loss of sts, but for the steps from that one on."""
+    calls = []
+
+    def loss(logits: Tensor, wanted: Tensor) -> Tensor:
+        calls.append(step)
+        value = (logits.squeeze(1) - wanted).square().mean()
+        if len(calls) < step:
+            return value
+        return value * math.inf if what == "loss" else value + (logits * 0).sum().sqrt()
+
+    return loss
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_examples(
+    what: str, tiny: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = flags(tiny, small_data, out=tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(LOSSES, "mse", not_a_number_from(5, what))
+        ended = call(train.main, *arguments)
+    assert ended.code == 1
+    told = ended.line.split("examples ")
+    assert told[0] == f"error: step 5: the {what} of sts is not finite ("
+    ids = told[1].split(")")[0].split(", ")
+    assert len(set(ids)) == BATCH
+    assert all(name.startswith("train") for name in ids)
+    assert len(lines_of(tmp_path / "run" / "steps.jsonl")) == 4
+    assert call(train.main, *arguments).code == 0  # from the epoch before, as if nothing had been
+    assert call(train.main, *flags(tiny, small_data, out=tmp_path / "whole")).code == 0
+    assert left_behind(tmp_path / "run") == left_behind(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("task", ["sts", "sst"])
+def test_predictions_that_are_not_finite_are_no_score(task: str, tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, task=task))
+    run.trainer.step()
+    run.trainer.model.heads[task].output.weight.data[0, 0] = math.nan
+    with pytest.raises(TrainingError, match=f"step 1: a prediction of {task} is not finite"):
+        run.trainer.end_epoch({"dev": run.data["dev"]})
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_a_second_acts_as_usual(how: signal.Signals) -> None:
+    def handlers() -> list:
+        return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    before = handlers()
+    with stop_signals() as stopped:
+        assert stopped() == 0
+        assert handlers() != before
+        signal.raise_signal(how)
+        assert stopped() == how
+        assert handlers() == before
+    with stop_signals():
+        pass
+    assert handlers() == before

@@ -1,0 +1,139 @@
+"""A run as a whole: its seed, its best epoch, its tasks, its learning rate."""
+
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import BATCH, call, flags, left_behind, lines_of, rescored, settings, strict_json
+from tiny_bert import build_tiny
+
+import train
+from training.run import Run, default_out
+
+
+@pytest.mark.parametrize("method", ["rslora", "full"])
+def test_equal_seeds_give_equal_runs_whatever_was_drawn_before(
+    method: str, tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    for name, seed, noise in (("one", 3, 0), ("two", 3, 1), ("other", 4, 0)):
+        torch.manual_seed(noise)
+        arguments = flags(tiny, small_data, out=tmp_path / name, method=method, seed=seed, lr=0.001)
+        assert call(train.main, *arguments).code == 0
+    one, two, other = (left_behind(tmp_path / name) for name in ("one", "two", "other"))
+    assert one == two
+    assert one["head.safetensors"] != other["head.safetensors"]
+    assert one["steps.jsonl"] != other["steps.jsonl"]
+    assert one["predictions-dev.csv"] != other["predictions-dev.csv"]
+
+
+def test_parameters_are_counted_as_by_hand(tiny: Path, small_data: Path) -> None:
+    hidden, wide, rank = 32, 64, 8
+    four, up, down = 4 * (hidden + hidden) * rank, (hidden + wide) * rank, (wide + hidden) * rank
+    head = hidden + 1
+    expected = {
+        "frozen": head,
+        "lora": head + 2 * (four + up + down),
+        "dora": head + 2 * (four + up + down) + 2 * (5 * hidden + wide),
+    }
+    base = sum(p.numel() for p in Run(settings(tiny, small_data, method="frozen")).trainer.model.parameters())
+    for method, trainable in expected.items():
+        facts = Run(settings(tiny, small_data, method=method)).facts()
+        total = base + trainable - head
+        assert facts == {"trainable_parameters": trainable, "total_parameters": total}
+
+
+@pytest.mark.parametrize("method", ["rslora", "full"])
+def test_the_best_epoch_is_kept(method: str, tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    changes = {"method": method, "lr": 0.01, "epochs": 5, "schedule": "constant"}
+    seeds = {}
+    for seed in range(2):
+        folder = tmp_path / str(seed)
+        assert call(train.main, *flags(tiny, small_data, out=folder, seed=seed, **changes)).code == 0
+        history = lines_of(folder / "metrics.jsonl")
+        result = strict_json((folder / "result.json").read_text())
+        assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5]
+        assert result["dev"] == max(line["dev"] for line in history)
+        assert result["dev"] == history[result["best_epoch"] - 1]["dev"]
+        assert result["train"] == history[result["best_epoch"] - 1]["train"]
+        # The weights that predict are that epoch's: six decimals are written.
+        score = rescored(folder / "predictions-dev.csv", small_data, "sts")
+        assert score == pytest.approx(result["dev"], abs=1e-5)
+        seeds[seed] = result["best_epoch"]
+    assert min(seeds.values()) < 5  # or the test would see nothing
+
+
+def test_several_tasks_are_keyed_by_task(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert call(train.main, *flags(tiny, small_data, out=folder, task="sst+sts")).code == 0
+    result = strict_json((folder / "result.json").read_text())
+    assert result["metric"] == {"sst": "accuracy", "sts": "pearson"}
+    assert result["dev"] == {
+        "sts": pytest.approx(rescored(folder / "predictions-dev-sts.csv", small_data, "sts"), abs=1e-5),
+        "sst": pytest.approx(rescored(folder / "predictions-dev-sst.csv", small_data, "sst")),
+    }
+    assert result["train"].keys() == {"sst", "sts"}
+    assert {path.name for path in folder.glob("predictions-*")} == {
+        f"predictions-{split}-{task}.csv" for split in ("dev", "test") for task in ("sst", "sts")
+    }
+    assert [line["task"] for line in lines_of(folder / "steps.jsonl")] == ["sst", "sts"] * 6
+
+
+def test_steps_are_logged_with_the_learning_rate_of_the_schedule(
+    tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    changes = {"max_steps": 4, "warmup": 0.5, "lr": 0.02, "batch_size": 5}  # 24 rows: the fifth would be of 4
+    ended = call(train.main, *flags(tiny, small_data, out=tmp_path / "run", **changes))
+    assert ended.code == 0
+    lines = lines_of(tmp_path / "run" / "steps.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["lr"] for line in lines] == pytest.approx([0.01, 0.02, 0.02, 0.01])
+    assert all(line["tokens"] > 5 * 5 and line["grad_norm"] > 0 for line in lines)
+    (epoch,) = lines_of(tmp_path / "run" / "metrics.jsonl")  # it ended mid-epoch, and was scored all the same
+    assert epoch["loss"] == pytest.approx(statistics.fmean(line["loss"] for line in lines))
+    result = strict_json((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 4
+    score = rescored(tmp_path / "run" / "predictions-dev.csv", small_data, "sts")
+    assert score == pytest.approx(result["dev"], abs=1e-5)
+    rate = sum(line["tokens"] for line in lines) / result["train_seconds"]
+    assert result["tokens_per_second"] == pytest.approx(rate, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"task": "sts"}, {"task": "sst"}, {"task": "qqp", "pair": "siamese"}], ids=str
+)
+def test_one_batch_can_be_learnt_by_heart(
+    changes: dict, tiny: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = call(train.main, *flags(tiny, small_data, max_steps=100, **changes), "--overfit-batch")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"one batch of {BATCH}: loss " in ended.out
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_batch_that_is_not_learnt_is_a_failure(tiny: Path, small_data: Path) -> None:
+    ended = call(train.main, *flags(tiny, small_data, lr=1e-9, max_steps=5), "--overfit-batch")
+    assert ended.code == 1
+    assert ended.line.startswith("error: expected a loss below 5% of its start, got ")
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    config = settings(Path("m"), Path("d"), task="sts+sst")
+    names = []
+    for _ in range(3):
+        names.append(default_out(config))
+        names[-1].mkdir(parents=True)
+    first = "runs/sts+sst-rslora-20260101-000000"
+    assert list(map(str, names)) == [first, f"{first}-2", f"{first}-3"]
+
+
+def test_pooling_is_the_checkpoints_own(tmp_path: Path, small_data: Path) -> None:
+    folder = build_tiny(tmp_path, with_pooler=False)
+    assert Run(settings(folder, small_data)).config.pooling == "cls"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert Run(settings(folder, small_data)).config.pooling == "mean"
