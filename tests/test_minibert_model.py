@@ -349,12 +349,15 @@ class TestDropout:
         ]
         assert places[0] == places[1]
 
-    def test_attention_drops_probabilities_and_hidden_dropout_comes_before_the_residual(self):
+    def test_dropout_acts_on_probabilities_before_residuals_and_after_the_embeddings_norm(self):
         """With a rate of 1 what is dropped is 0, and the rest can be said in one line."""
         bert = Bert(replace(TINY, num_hidden_layers=1)).double()
         randomize(bert, std=0.3)
-        layer = bert.encoder["layer"][0]
         x, sequences = torch.randn(9, 32, dtype=torch.float64), Sequences((4, 5))
+        bert.embeddings.dropout.p = 1.0
+        ids = torch.arange(9)
+        assert bert.embeddings(ids, ids * 0, sequences.position_ids).count_nonzero() == 0
+        layer = bert.encoder["layer"][0]
         layer.attention["self"].dropout.p = 1.0
         assert torch.equal(layer.attention["self"](x, sequences), torch.zeros_like(x))
         layer.attention["output"].dropout.p = layer.output.dropout.p = 1.0

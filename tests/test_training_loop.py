@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import BATCH, call, flags, left_behind, lines_of, settings
-from torch import Tensor
+from torch import Tensor, nn
 
 import train
 from lora.methods import METHODS
@@ -83,6 +83,19 @@ def test_the_frozen_encoder_is_a_constant_function(tiny: Path, small_data: Path)
     run.trainer.dropout_key.step = 1
     assert torch.equal(training, run.trainer.model("sts", batch))
     assert torch.equal(training, run.trainer.model.eval()("sts", batch))
+
+
+def test_each_dropout_reaches_its_place(tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, dropout=0.1, encoder_dropout=0.2, lora_dropout=0.4, hidden_layers=1))
+    places: dict[float, set[str]] = {}
+    for name, module in run.trainer.model.named_modules():
+        if isinstance(module, nn.Dropout):
+            places.setdefault(module.p, set()).add(name.removesuffix(".dropout").split(".")[-1])
+    assert places == {
+        0.1: {"sts", "0"},
+        0.2: {"embeddings", "self", "output"},
+        0.4: {"query", "key", "value", "dense"},
+    }
 
 
 @pytest.mark.parametrize("method", ["dora", "full"])

@@ -7,7 +7,7 @@ float32's does, because norms and softmax statistics are float32 throughout.
 import torch
 
 TOLERANCE = {
-    (torch.float64, "layer"): 1e-10,
+    (torch.float64, "layer"): 1e-10,  # an op, a layer, or the few layers of a small model
     (torch.float64, "encoder"): 1e-10,  # all of a BERT, 12 layers
     (torch.float32, "layer"): 1e-5,
     (torch.float32, "encoder"): 1e-4,

@@ -199,7 +199,7 @@ def predictions_csv(prediction: Prediction) -> str:
     writer.writerow(["id", "prediction", *(f"p{c}" for c in range(classes))])
     for i, name in enumerate(prediction.ids):
         value = prediction.predictions[i]
-        given = int(value) if classes else f"{value:.6f}"
+        given = int(value) if classes else f"{value:.9g}"  # all that fp32 holds
         writer.writerow([name, given, *(f"{probabilities[i, c]:.6f}" for c in range(classes))])
     return text.getvalue()
 
