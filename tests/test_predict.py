@@ -262,3 +262,7 @@ def test_an_output_that_cannot_be_written_is_refused(
     ended = call(predict.main, finished(), "--input", small_data / DEV["sts"], "--output", output)
     assert_refused(ended, f"--output: {output} cannot be written (")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_text_that_is_not_utf8_is_refused(finished) -> None:
+    assert_refused(call(predict.main, str(finished()), "--text", "a cat", "caf\udce9"), "--text", "UTF-8")

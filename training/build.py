@@ -89,6 +89,8 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
         raise InputError(
             f"--rank: expected at most the model's hidden size {bert.hidden_size}, got {config.rank}"
         )
+    if bert.type_vocab_size < 2 and config.pair == "concat" and any(task.is_pair for task in config.tasks):
+        raise InputError("--pair concat: the model tells no second sentence from the first; use siamese")
     dropout = 0.0 if config.method == "frozen" else bert.hidden_dropout_prob
     rows = max(len(one.train) for one in splits.values()) if splits else 0
     return replace(

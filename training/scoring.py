@@ -38,10 +38,12 @@ def score_text(path: Path, task_name: str | None, texts: list[str]) -> str:
     """The prediction for one example, as a line: a score, or a class with every class's probability.
 
     Raises:
-        InputError: if the run cannot be used, or the number of texts is not the task's.
+        InputError: if the run cannot be used, the number of texts is not the task's, or they are not UTF-8.
     """
     task = choose_task(read_run_config(RunFolder(path)), task_name)
     given = tuple(text.strip() for text in texts)
+    if any("\ud800" <= letter <= "\udfff" for text in given for letter in text):  # how Python keeps odd bytes
+        raise InputError("--text: expected UTF-8, got other bytes")
     if len(given) != len(task.text_columns) or not all(given):
         wanted = " and ".join(task.text_columns)
         got = len(given) if all(given) else "an empty one"
