@@ -12,6 +12,7 @@ from tolerances import TOLERANCE
 import predict
 import train
 from training.precision import cpu_has_fast_bf16
+from training.run_folder import load_run
 
 RUNS = {
     "rslora": {},
@@ -88,6 +89,8 @@ def test_a_bf16_run_is_used_in_fp32(finished, small_data: Path, tmp_path: Path) 
     folder = finished(precision="bf16")
     arguments = ["--input", small_data / DEV["sts"], "--output", tmp_path / "p.csv"]
     assert call(predict.main, folder, *arguments).code == 0
+    _, model, _ = load_run(folder)
+    assert model.bert.compute_dtype == torch.float32
     within = TOLERANCE[torch.bfloat16, "encoder"]
     assert_same_predictions(tmp_path / "p.csv", folder / "predictions-dev.csv", within)
 

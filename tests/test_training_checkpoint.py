@@ -16,6 +16,7 @@ from training import run as run_module
 from training.checkpoint import FILE, load_checkpoint, save_checkpoint, trainable_state
 from training.report import Bar
 from training.run import Run
+from training.run_folder import RunFolder
 
 KINDS = {
     "rslora": {"method": "rslora"},
@@ -231,9 +232,8 @@ def test_the_state_of_the_loss_scale_is_kept(tiny: Path, small_data: Path, tmp_p
     for each, scale in ((run, 128.0), (fresh, 2.0)):
         each.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     run.trainer.scaler.scale(torch.ones(()))  # a scaler makes its state when first used
-    run.trainer.progress.scaler = run.trainer.scaler.state_dict()
-    save(run, tmp_path)
-    load(tmp_path, fresh)
+    run._checkpoint(RunFolder(tmp_path))
+    load(RunFolder(tmp_path).checkpoint, fresh)
     assert fresh.trainer.scaler.get_scale() == 128.0
 
 

@@ -81,7 +81,11 @@ def test_several_tasks_are_keyed_by_task(tiny: Path, small_data: Path, tmp_path:
     assert {path.name for path in folder.glob("predictions-*")} == {
         f"predictions-{split}-{task}.csv" for split in ("dev", "test") for task in ("sst", "sts")
     }
-    assert [line["task"] for line in lines_of(folder / "steps.jsonl")] == ["sst", "sts"] * 6
+    steps = lines_of(folder / "steps.jsonl")
+    assert [line["task"] for line in steps] == ["sst", "sts"] * 6
+    for epoch, line in enumerate(lines_of(folder / "metrics.jsonl")):
+        losses = [step["loss"] for step in steps[6 * epoch : 6 * (epoch + 1)]]
+        assert line["loss"] == pytest.approx(statistics.fmean(losses))
 
 
 def test_steps_are_logged_with_the_learning_rate_of_the_schedule(
@@ -102,6 +106,14 @@ def test_steps_are_logged_with_the_learning_rate_of_the_schedule(
     assert score == pytest.approx(result["dev"], abs=1e-5)
     rate = sum(line["tokens"] for line in lines) / result["train_seconds"]
     assert result["tokens_per_second"] == pytest.approx(rate, rel=0.1)
+
+
+def test_the_first_step_moves_by_the_learning_rate_it_tells(tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, max_steps=4, warmup=0.5, lr=0.02))
+    bias = run.trainer.model.heads["sts"].output.bias
+    before = bias.item()
+    assert run.trainer.step()["lr"] == pytest.approx(0.01)
+    assert abs(bias.item() - before) == pytest.approx(0.01, rel=1e-3)  # AdamW's first step, without decay
 
 
 @pytest.mark.parametrize(

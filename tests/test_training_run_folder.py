@@ -74,14 +74,21 @@ def test_a_data_folder_need_not_have_a_test_file(tiny: Path, small_data: Path, t
 
 
 @pytest.mark.parametrize(
-    ("pooling", "kind"),
-    [("pooler", "SEQ_CLS"), ("cls", "FEATURE_EXTRACTION"), ("mean", "FEATURE_EXTRACTION")],
+    ("changes", "kind"),
+    [
+        ({"task": "sst", "pooling": "pooler"}, "SEQ_CLS"),
+        ({"task": "sst", "pooling": "cls"}, "FEATURE_EXTRACTION"),
+        ({"task": "sst", "pooling": "mean"}, "FEATURE_EXTRACTION"),
+        ({"task": "sst", "pooling": "pooler", "hidden_layers": 1}, "FEATURE_EXTRACTION"),
+        ({"task": "sst+qqp", "pooling": "pooler"}, "FEATURE_EXTRACTION"),
+        ({"task": "qqp", "pooling": "pooler", "pair": "siamese"}, "FEATURE_EXTRACTION"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value.values())),
 )
-def test_a_pooler_runs_head_is_in_its_adapter(
-    pooling: str, kind: str, tiny: Path, small_data: Path, tmp_path: Path
+def test_a_linear_head_on_the_pooler_is_in_the_adapter_too(
+    changes: dict, kind: str, tiny: Path, small_data: Path, tmp_path: Path
 ) -> None:
-    arguments = flags(tiny, small_data, out=tmp_path / "run", task="sst", pooling=pooling, max_steps=1)
-    assert call(train.main, *arguments).code == 0
+    assert call(train.main, *flags(tiny, small_data, out=tmp_path / "run", max_steps=1, **changes)).code == 0
     adapter, head = tmp_path / "run" / "adapter", load_file(tmp_path / "run" / "head.safetensors")
     assert strict_json((adapter / "adapter_config.json").read_text())["task_type"] == kind
     inside = {n: t for n, t in load_file(adapter / "adapter_model.safetensors").items() if "classifier" in n}
