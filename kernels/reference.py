@@ -3,6 +3,7 @@
 Letters: M tokens, K input features, N output features, r rank. Weights as stored, `[out, in]`.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,8 @@ def lora_up_down(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> T
 def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
     """‖W + s·B A‖ per output row (Liu et al. 2024, eq. 5), summed directly: [N], in lora_B's dtype.
 
+    Of a row of zeros it is the smallest number instead of 0, so that m/‖V‖ starts at 1 there too.
     The factored form ‖w‖² + 2s⟨wAᵀ, b⟩ + s²⟨b(AAᵀ), b⟩ costs the same and cancels badly.
     """
-    return (weight.to(lora_B.dtype) + lora_delta(lora_A, lora_B, scaling)).norm(dim=1)
+    norm = (weight.to(lora_B.dtype) + lora_delta(lora_A, lora_B, scaling)).norm(dim=1)  # [N]
+    return norm.clamp_min(torch.finfo(norm.dtype).tiny)

@@ -33,6 +33,8 @@ SETTINGS = ((3, 5.0), (8, 2 * math.sqrt(8)), (1, 0.7), (12, 16))
 LENGTHS = (9, 16, 5)
 DTYPES = (torch.float64, torch.float32)
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+
 
 def move(model: nn.Module) -> None:
     """Moves A, B and m off their start, by whatever names they go."""
@@ -336,6 +338,11 @@ class TestErrors:
         path = folder / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
         assert wanted in refused()
+
+    def test_dora_with_the_scale_of_rslora_is_refused(self, folder, refused):
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True, "use_rslora": True}))
+        assert refused() == "adapter_config.json: expected use_rslora or use_dora, got both"
 
     @pytest.mark.parametrize("key", ["peft_type", "r", "lora_alpha", "lora_dropout"])
     def test_a_setting_that_is_missing_is_named(self, folder, refused, key):

@@ -112,6 +112,16 @@ class TestFresh:
             m.detach().numpy(), np.linalg.norm(base.weight.detach().numpy(), axis=1), rtol=1e-6
         )
 
+    def test_a_row_of_zeros_starts_as_it_was_and_can_train(self, layer):
+        """As pruned models have: m/‖V‖ is 0/0 there."""
+        base, x = nn.Linear(7, 11, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+        base.weight.data[3] = 0
+        adapted = layer(base, 3, 1.0)
+        torch.testing.assert_close(adapted(x), base(x), **tolerance(torch.float64))
+        adapted(x).sum().backward()
+        assert all(tensor.grad.isfinite().all() for tensor in trained(adapted).values())
+        assert adapted.lora_B.weight.grad[3].any()
+
     def test_a_start_drawn_from_a_generator_depends_on_nothing_else(self, layer):
         drawn = []
         for seed in (1, 2):
