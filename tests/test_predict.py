@@ -91,6 +91,7 @@ def test_a_bf16_run_is_used_in_fp32(finished, small_data: Path, tmp_path: Path) 
     assert call(predict.main, folder, *arguments).code == 0
     _, model, _ = load_run(folder)
     assert model.bert.compute_dtype == torch.float32
+    assert not model.training
     within = TOLERANCE[torch.bfloat16, "encoder"]
     assert_same_predictions(tmp_path / "p.csv", folder / "predictions-dev.csv", within)
 
@@ -221,6 +222,16 @@ def test_a_full_run_needs_nothing_but_its_folder(tiny: Path, small_data: Path, t
     shutil.rmtree(base)
     assert call(predict.main, tmp_path / "full", "--text", "a", "b").code == 0
     assert_refused(call(predict.main, tmp_path / "lora", "--text", "a", "b"), base)
+
+
+def test_a_run_is_read_back_from_wherever_one_stands(
+    tiny: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny.parent)
+    arguments = flags(Path(tiny.name), small_data, out=tmp_path / "run", max_steps=1)
+    assert call(train.main, *arguments).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert call(predict.main, "run", "--text", "a", "b").code == 0
 
 
 @pytest.mark.parametrize(

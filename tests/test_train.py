@@ -91,6 +91,17 @@ def test_a_gpu_is_refused_where_there_is_none(no_weights: Path, small_data: Path
     assert_refused(said, "--precision fp16: expected a GPU")
 
 
+def test_a_place_without_the_right_to_write_is_refused_before_a_weight_is_read(
+    no_weights: Path, small_data: Path, tmp_path: Path
+) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    place = tmp_path / "place"
+    place.mkdir(mode=0o555)
+    ended = call(train.main, *flags(no_weights, small_data, out=place / "run"))
+    assert_refused(ended, f"--out: expected a folder that can be written, {place} is none")
+
+
 def damage_model(folder: Path, how: str) -> None:
     weights = folder / "model.safetensors"
     if how == "no weights":

@@ -25,6 +25,7 @@ KINDS = {
     "frozen": {"method": "frozen"},
     "two tasks": {"task": "sst+sts", "method": "lora"},
     "siamese, cut short": {"pair": "siamese", "max_steps": 4},
+    "the precision chosen here": {"precision": "auto"},
 }
 
 
@@ -116,8 +117,17 @@ def test_a_killed_run_goes_on_from_its_last_epoch(
     with pytest.raises(Killed):
         stopped_run(step, None, said)
     assert len(lines_of(tmp_path / "stopped" / "steps.jsonl")) == step
+    assert (tmp_path / "stopped" / "checkpoint" / FILE).exists() == (step >= 3)
     assert not (tmp_path / "stopped" / "result.json").exists()
     goes_on()
+
+
+def test_the_best_epoch_may_lie_before_the_stop(stopped_run, goes_on, whole_run) -> None:
+    long = {"epochs": 3, "lr": 0.05, "schedule": "constant"}
+    seeds = (seed for seed in range(20) if whole_run(seed=seed, **long)["result.json"]["best_epoch"] == 1)
+    changes = {"seed": next(seeds), **long}
+    stopped_run(8, **changes)
+    goes_on(**changes)
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 5, "ta', b"\0\0\0\0", b"\xff\xfe{", b"{}", b"5\n"])

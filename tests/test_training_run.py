@@ -10,6 +10,8 @@ from small_runs import BATCH, call, flags, left_behind, lines_of, rescored, sett
 from tiny_bert import build_tiny
 
 import train
+from tasks.base import Example
+from training.build import Splits, complete
 from training.run import Run, default_out
 
 
@@ -129,10 +131,13 @@ def test_one_batch_can_be_learnt_by_heart(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_batch_that_is_not_learnt_is_a_failure(tiny: Path, small_data: Path) -> None:
-    ended = call(train.main, *flags(tiny, small_data, lr=1e-9, max_steps=5), "--overfit-batch")
+@pytest.mark.parametrize("lr", [1e-9, 0.003])
+def test_a_batch_that_is_not_learnt_is_a_failure(lr: float, tiny: Path, small_data: Path) -> None:
+    ended = call(train.main, *flags(tiny, small_data, lr=lr, max_steps=9), "--overfit-batch")
     assert ended.code == 1
     assert ended.line.startswith("error: expected a loss below 5% of its start, got ")
+    share = float(ended.line.split()[-1].rstrip("%"))
+    assert share == pytest.approx(100, abs=1) if lr == 1e-9 else 5 <= share < 99
 
 
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +150,16 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch
         names[-1].mkdir(parents=True)
     first = "runs/sts+sst-rslora-20260101-000000"
     assert list(map(str, names)) == [first, f"{first}-2", f"{first}-3"]
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(100_000, 10), (100_001, 2)])
+def test_a_large_data_set_is_passed_twice_and_a_small_one_ten_times(
+    rows: int, epochs: int, tiny: Path, small_data: Path
+) -> None:
+    one = Example("1", ("a", "b"), 1.0)
+    splits = {"sst": Splits([one], [one], None, []), "sts": Splits([one] * rows, [one], None, [])}
+    assert complete(settings(tiny, small_data, task="sst+sts", epochs=None), tiny, splits).epochs == epochs
+    assert complete(settings(tiny, small_data, task="sst+sts", epochs=3), tiny, splits).epochs == 3
 
 
 def test_pooling_is_the_checkpoints_own(tmp_path: Path, small_data: Path) -> None:

@@ -1,6 +1,5 @@
 """All settings of a run. Imports no torch, so that `--help` and usage errors answer at once."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -103,7 +102,7 @@ def check(config: Config) -> Config:
             raise InputError(f"{flag(one.name)}: expected one of {', '.join(choices)}; got {value!r}")
     for name, (low, high, wanted) in RANGES.items():
         value = getattr(config, name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
+        if value is not None and not low <= value <= high:
             raise InputError(f"{flag(name)}: expected {wanted}, got {value}")
     _check_conflicts(config)
     method = METHODS[config.method]
