@@ -6,10 +6,10 @@ Letters: M tokens, K input features, N output features, r rank. Weights as store
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.reference import dora_norm, lora_up_down
+from kernels.reference import dora_norm, lora_merge
+from lora.functions import Merged, Split
 
 
 class LoRALinear(nn.Linear):
@@ -50,17 +50,28 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.lora_B.weight)
 
-    def low_rank(self, x: Tensor) -> Tensor:
-        """s · dropout(x) Aᵀ Bᵀ: [M, K] -> [M, N]"""
-        lora_A, lora_B = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
-        return lora_up_down(self.dropout(x), lora_A, lora_B, self.scaling)
-
-    def cast_bias(self, x: Tensor) -> Tensor | None:
-        return None if self.bias is None else self.bias.to(x.dtype)
-
     def forward(self, x: Tensor) -> Tensor:
         """x [M, K] -> [M, N]"""
-        return F.linear(x, self.weight.to(x.dtype), self.cast_bias(x)) + self.low_rank(x)
+        parameters = (self.weight, self.bias, self.lora_A.weight, self.lora_B.weight, self.magnitude)
+        if self.training and self.dropout.p > 0:
+            return Split.apply(x, self.dropout(x), *parameters, self.scaling)
+        return Merged.apply(x, *parameters, self.scaling)
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """DoRA's m, [N]"""
+        return None
+
+    @torch.no_grad()
+    def merged(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """A plain layer with W' as its weight, in `dtype` (that of W if None); this one stays as it is."""
+        lora_A, lora_B = self.lora_A.weight, self.lora_B.weight
+        weight, _ = lora_merge(self.weight, lora_A, lora_B, self.scaling, self.magnitude, dtype)
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True), requires_grad=False)
+        return plain.train(self.training)
 
 
 class DoRALinear(LoRALinear):
@@ -80,8 +91,6 @@ class DoRALinear(LoRALinear):
         """‖W + s·B A‖ per output row, [N], in fp32 or better."""
         return dora_norm(self.weight, self.lora_A.weight, self.lora_B.weight, self.scaling)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [M, K] -> [M, N]"""
-        gain = self.lora_magnitude_vector / self.weight_norm()  # [N]
-        y = gain.to(x.dtype) * (F.linear(x, self.weight.to(x.dtype)) + self.low_rank(x))  # [M, N]
-        return y if self.bias is None else y + self.cast_bias(x)
+    @property
+    def magnitude(self) -> Tensor:
+        return self.lora_magnitude_vector

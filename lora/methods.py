@@ -3,6 +3,7 @@
 The table is read by the command line, so importing it must not import torch.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -123,3 +125,19 @@ def apply_method(
         encoder.set_submodule(name, layer)
         layer.train(encoder.training)
     return list(adapted)
+
+
+def merge(model: "nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module":
+    """The model with a plain linear layer in the place of each adapted one, for use without adapters.
+
+    The model given stays as it is, and the two share all weights but the merged ones; those are in `dtype`
+    (their own if None).
+    """
+    from lora.layers import LoRALinear
+
+    # deepcopy asks its memo first: what is in there is not copied but taken.
+    replaced: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            replaced[id(module)] = module.merged(dtype)
+    return copy.deepcopy(model, replaced)

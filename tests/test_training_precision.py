@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_runs import settings
 
+from lora.layers import LoRALinear
 from training.build import build_model, complete
 from training.loop import Trainer
 from training.precision import choose_device, choose_precision
@@ -98,13 +99,16 @@ def test_a_gpu_that_is_not_there_is_refused(machine, refusal) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("method", ["frozen", "full", "lora", "rslora", "dora"])
-def test_what_trains_stays_in_fp32(method: str, precision: str, tiny: Path, small_data: Path) -> None:
+def test_what_trains_and_what_adapters_merge_into_stay_in_fp32(
+    method: str, precision: str, tiny: Path, small_data: Path
+) -> None:
     config = complete(settings(tiny, small_data, method=method, precision=precision), tiny)
     model = build_model(config, tiny)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for name, parameter in model.named_parameters():
-        frozen_base = name.startswith("bert.") and ".lora_" not in name and method != "full"
-        assert parameter.dtype == (half if frozen_base else torch.float32), name
+        adapted = isinstance(model.get_submodule(name.rsplit(".", 1)[0]), LoRALinear)
+        unchanged = name.startswith("bert.") and ".lora_" not in name and not adapted and method != "full"
+        assert parameter.dtype == (half if unchanged else torch.float32), name
     hidden = []
     model.bert.register_forward_hook(lambda module, given, output: hidden.append(output.dtype))
     run = Run(settings(tiny, small_data, method=method, max_steps=1))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lora.layers import LoRALinear
 from lora.methods import METHODS, apply_method
 from minibert.errors import InputError
 from minibert.files import read_json
@@ -110,14 +111,11 @@ def build_dataset(config: Config, task: Task, examples: list[Example], tokenizer
 
 
 def load_encoder(config: Config, folder: Path) -> Bert:
-    """The bare encoder, frozen, its weights in the dtype it computes in unless they will train."""
+    """The bare encoder, frozen, that will compute in the run's precision."""
     bert = load_bert(folder)
     if config.pooling == "pooler" and bert.pooler is None:
         raise InputError(f"--pooling pooler: {folder} has no pooler; use cls or mean")
-    dtype = DTYPES[config.precision]
-    if not METHODS[config.method].trains_encoder:
-        bert.to(dtype)
-    bert.compute_dtype = dtype
+    bert.compute_dtype = DTYPES[config.precision]
     for module in bert.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = config.encoder_dropout
@@ -151,4 +149,15 @@ def build_model(config: Config, folder: Path) -> TaskModel:
     )
     if bert.pooler is not None and config.pooling != "pooler":
         bert.pooler.requires_grad_(False)
+    if not METHODS[config.method].trains_encoder:
+        cast_frozen(bert)
     return TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
+
+
+def cast_frozen(bert: Bert) -> None:
+    """Keep in the dtype it computes in what stays as it is: not the adapters, nor the weights they adapt."""
+    for module in bert.modules():
+        if not isinstance(module, LoRALinear):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(bert.compute_dtype)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lora.methods import merge
 from tasks.base import Task
 from tasks.data import Dataset
 from tasks.metrics import METRICS
@@ -26,13 +27,11 @@ class Prediction:
 
 @torch.no_grad()
 def predict(model: TaskModel, data: Dataset, batch_size: int, device: torch.device) -> Prediction:
-    """Without dropout; the model's mode is left as it was."""
-    training = model.training
-    model.eval()
+    """Without dropout, and with adapters merged once for all batches; the model is left as it was."""
+    model = merge(model, model.bert.compute_dtype).eval()
     logits = np.empty((len(data), data.task.num_outputs))
     for indices, batch in data.in_order_of_length(batch_size):
         logits[indices] = model(data.task.name, batch.to(device)).double().cpu().numpy()  # [B, C]
-    model.train(training)
     ids = tuple(example.id for example in data.examples)
     if not data.task.is_classification:
         return Prediction(ids, logits[:, 0], None)
