@@ -24,7 +24,7 @@ class Method:
         layer: the class in `lora.layers` that takes the place of a target.
         scaling: (alpha, r) -> s.
         alpha: r -> the default alpha; it makes s = 2 for every method, so none is only louder.
-        lr: the default learning rate; low-rank updates want about ten times that of full fine-tuning.
+        lr: the default learning rate; low-rank updates want ten to twenty times that of full fine-tuning.
     """
 
     lr: float
@@ -36,15 +36,15 @@ class Method:
 
 METHODS = {
     "frozen": Method(lr=1e-3),
-    "full": Method(lr=5e-5, trains_encoder=True),
-    "lora": Method(lr=5e-4, layer="LoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
+    "full": Method(lr=1e-4, trains_encoder=True),
+    "lora": Method(lr=2e-3, layer="LoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
     "rslora": Method(
-        lr=5e-4,
+        lr=2e-3,
         layer="LoRALinear",
         scaling=lambda alpha, r: alpha / math.sqrt(r),
         alpha=lambda r: 2 * math.sqrt(r),
     ),
-    "dora": Method(lr=5e-4, layer="DoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
+    "dora": Method(lr=2e-3, layer="DoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
 }
 
 # The six linears of a BERT layer, by the ends of their names.
