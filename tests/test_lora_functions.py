@@ -1,0 +1,124 @@
+"""The merged and the split form: the same values and gradients, and never those of older weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tolerances import tolerance
+from torch import Tensor, nn
+
+from lora.functions import Merged, Split
+from lora.layers import DoRALinear, LoRALinear
+from lora.methods import merge
+
+LAYERS = (LoRALinear, DoRALinear)
+OPTIMIZERS = {
+    "AdamW fused": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+}
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layer: layer.__name__)
+def adapted(request) -> LoRALinear:
+    """7 -> 11 features, rank 3, every trainable tensor off its start."""
+    layer = request.param(nn.Linear(7, 11, dtype=torch.float64), 3, 0.6)
+    for tensor in layer.parameters():
+        if tensor.requires_grad:
+            tensor.data += torch.randn_like(tensor) / math.sqrt(tensor.shape[-1])
+    return layer
+
+
+def arguments(layer: LoRALinear) -> list[Tensor | None]:
+    return [layer.weight, layer.bias, layer.lora_A.weight, layer.lora_B.weight, layer.magnitude]
+
+
+def gradients(function, layer: LoRALinear, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The output, and the gradients of the inputs' sum, A, B and m."""
+    x = [one.clone().requires_grad_() for one in inputs]
+    y = function.apply(*x, *arguments(layer), layer.scaling)
+    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    trained = [tensor for tensor in arguments(layer)[2:] if tensor is not None]
+    dx = torch.autograd.grad(y, [*x, *trained], dy)
+    return y, [sum(dx[: len(x)]), *dx[len(x) :]]
+
+
+def dense(layer: LoRALinear, x: Tensor) -> Tensor:
+    W, b, A, B, m = arguments(layer)
+    V = W + layer.scaling * B @ A
+    return x @ V.T + b if m is None else x @ (m / V.pow(2).sum(1).sqrt() * V.T) + b
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7), (7,), (2, 3, 7), (0, 7)], ids=str)
+def test_both_forms_have_the_same_values_and_gradients(adapted, shape, bias):
+    if not bias:
+        adapted.bias = None
+    x = torch.randn(shape, dtype=torch.float64)
+    merged, split = gradients(Merged, adapted, x), gradients(Split, adapted, x, x)
+    torch.testing.assert_close(merged, split, **tolerance(torch.float64))
+
+
+@pytest.mark.parametrize("m", [0.0, 1e-9, -1e-9, 1e-3, -0.5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradient_of_a_magnitude_near_zero_keeps_its_digits(m, bias):
+    """There (y - b) / g, from which the others get theirs, is 0/0 or rounding alone."""
+    layer = DoRALinear(nn.Linear(7, 11, bias, dtype=torch.float64), 3, 0.6)
+    layer.lora_B.weight.data.normal_()
+    layer.lora_magnitude_vector.data[4] = m
+    x = torch.randn(5, 7, dtype=torch.float64)
+    merged, split = gradients(Merged, layer, x), gradients(Split, layer, x, x)
+    assert split[1][-1][4].abs() > 1e-3
+    torch.testing.assert_close(merged, split, **tolerance(torch.float64))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_merged_weight_is_never_that_of_an_earlier_step(adapted, optimizer):
+    """Fused optimisers change a parameter without raising its version."""
+    step = OPTIMIZERS[optimizer]([tensor for tensor in adapted.parameters() if tensor.requires_grad])
+    x = torch.randn(5, 7, dtype=torch.float64)
+    before = adapted(x)
+    for _ in range(3):
+        adapted(x).pow(2).sum().backward()
+        step.step()
+        step.zero_grad()
+        torch.testing.assert_close(adapted(x), dense(adapted, x), **tolerance(torch.float64))
+    assert (adapted(x) - before).abs().max() > 1e-3
+
+
+def test_an_input_that_needs_no_gradient_gets_none(adapted):
+    x = torch.randn(5, 7, dtype=torch.float64)
+    adapted(x).sum().backward()
+    assert x.grad is None
+    assert all(tensor.grad is not None for tensor in adapted.parameters() if tensor.requires_grad)
+
+
+class TestMerge:
+    def test_the_merged_model_computes_the_same_without_adapters(self, adapted):
+        model = nn.Sequential(nn.Linear(7, 7, dtype=torch.float64), adapted, nn.Dropout(0.5)).eval()
+        x = torch.randn(5, 7, dtype=torch.float64)
+        merged = merge(model)
+        assert not any(isinstance(module, LoRALinear) for module in merged.modules())
+        torch.testing.assert_close(merged(x), model(x), **tolerance(torch.float64))
+
+    def test_the_model_given_stays_as_it_was_and_shares_what_is_not_merged(self, adapted):
+        model = nn.Sequential(nn.Linear(7, 7, dtype=torch.float64), adapted)
+        before = copy.deepcopy(model.state_dict())
+        merged = merge(model)
+        assert merged[0].weight is model[0].weight
+        assert merged[0] is not model[0]
+        for tensor in merged[1].parameters():
+            tensor += 1
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+        assert model[1] is adapted
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_the_merged_weight_is_rounded_once(self, adapted, dtype):
+        exact, rounded = merge(nn.Sequential(adapted))[0], merge(nn.Sequential(adapted), dtype)[0]
+        assert torch.equal(rounded.weight, exact.weight.to(dtype))
+        assert torch.equal(rounded.bias, exact.bias.to(dtype))
+
+    def test_merging_again_and_again_gives_the_same_bits(self, adapted):
+        weights = {merge(nn.Sequential(adapted))[0].weight.detach().numpy().tobytes() for _ in range(20)}
+        assert len(weights) == 1
