@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lora.methods import METHODS, TARGETS, Method, apply_method
+from lora.methods import METHODS, Method, apply_method
 from minibert.errors import InputError
 from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
 
@@ -23,8 +23,6 @@ KNOWN = {
     "use_rslora": (False, True),
     "use_dora": (False, True),
     "bias": ("none",),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
     "alora_invocation_tokens": (None,),
 }
@@ -35,6 +33,12 @@ def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in encoder.state_dict().items() if ".lora_" in name}
 
 
+def adapted_names(encoder: nn.Module) -> list[str]:
+    """The adapted layers' whole names: PEFT matches these by suffix, and shorter ones would hit too much,
+    `output.dense` in attention too and `dense` in the pooler."""
+    return [name.removesuffix(".lora_A") for name, _ in encoder.named_modules() if name.endswith(".lora_A")]
+
+
 def save_adapter(
     encoder: nn.Module,
     folder: Path,
@@ -43,7 +47,6 @@ def save_adapter(
     rank: int,
     alpha: float,
     dropout: float,
-    targets: tuple[str, ...],
     base: str,
     classifier: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -59,6 +62,9 @@ def save_adapter(
     state = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(state | extra, folder / WEIGHTS)
+    adapted = adapted_names(encoder)
+    ranks = {name: encoder.get_submodule(name).lora_A.out_features for name in adapted}
+    ranks = {name: r for name, r in ranks.items() if r != rank}
     config = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION" if classifier is None else "SEQ_CLS",
@@ -71,19 +77,18 @@ def save_adapter(
         "use_dora": method == "dora",
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": _peft_targets(targets),
+        "target_modules": adapted,
         "modules_to_save": None if classifier is None else ["classifier", "score"],
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": ranks,
+        "alpha_pattern": {name: _alpha(encoder, name, METHODS[method]) for name in ranks},
     }
     write_json(config, folder / CONFIG)
 
 
-def _peft_targets(targets: tuple[str, ...]) -> str:
-    """A pattern that PEFT matches against whole names: its list form would match by suffix, `output.dense`
-    in attention too and `dense` in the pooler."""
-    names = "|".join(TARGETS[target].replace(".", r"\.") for target in targets)
-    return rf"(.*\.)?encoder\.layer\.\d+\.({names})"
+def _alpha(encoder: nn.Module, name: str, method: Method) -> float:
+    """The alpha behind a layer's s, which is proportional to it."""
+    layer = encoder.get_submodule(name)
+    return layer.scaling / method.scaling(1.0, layer.lora_A.out_features)
 
 
 def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) -> None:
@@ -101,8 +106,13 @@ def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) 
             raise InputError(f"{path}: expected {key} {' or '.join(map(repr, values))}, got {got!r}")
     rank, alpha = _number(config, "r", int, path), _number(config, "lora_alpha", float, path)
     dropout, method = _number(config, "lora_dropout", float, path), _method_of(config, path)
+    ranks, alphas = (
+        _pattern(config, "rank_pattern", int, path),
+        _pattern(config, "alpha_pattern", float, path),
+    )
+    settings = {"rank": rank, "alpha": alpha, "ranks": ranks, "alphas": alphas}
     try:
-        apply_method(encoder, method, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+        apply_method(encoder, method, dropout=dropout, targets=targets, **settings)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     file = folder / WEIGHTS
@@ -128,3 +138,11 @@ def _number(config: dict, key: str, kind: type, path: Path) -> float:
         wanted = "a whole number" if kind is int else "a number"
         raise InputError(f"{path}: expected {key} to be {wanted}, got {value!r}")
     return value
+
+
+def _pattern(config: dict, key: str, kind: type, path: Path) -> dict[str, float]:
+    """Numbers by the whole names of layers; PEFT's patterns in general are refused as no layer's name."""
+    pattern = config.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise InputError(f"{path}: expected {key} to be an object, got {pattern!r}")
+    return {name: _number(pattern, name, kind, path) for name in pattern}

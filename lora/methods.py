@@ -6,9 +6,11 @@ The table is read by the command line, so importing it must not import torch.
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from lora.placement import place
 
 if TYPE_CHECKING:
     import torch
@@ -47,38 +49,6 @@ METHODS = {
     "dora": Method(lr=2e-3, layer="DoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
 }
 
-# The six linears of a BERT layer, by the ends of their names.
-TARGETS = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention.output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
-DENSE = ("attention.output", "intermediate", "output")
-TARGET_SETS = {
-    "all": tuple(TARGETS),
-    "attention": ("query", "key", "value", "attention.output"),
-    "dense": DENSE,
-}
-
-
-def resolve_targets(names: Sequence[str]) -> tuple[str, ...]:
-    """Target and set names -> the targets they stand for, in the order of a layer.
-
-    Raises:
-        ValueError: if a name is neither, or none is given.
-    """
-    chosen: set[str] = set()
-    for name in names:
-        if name not in TARGETS and name not in TARGET_SETS:
-            raise ValueError(f"expected targets among {', '.join([*TARGET_SETS, *TARGETS])}, got {name!r}")
-        chosen.update(TARGET_SETS.get(name, (name,)))
-    if not chosen:
-        raise ValueError(f"expected targets among {', '.join([*TARGET_SETS, *TARGETS])}, got none")
-    return tuple(target for target in TARGETS if target in chosen)
-
 
 def apply_method(
     encoder: "nn.Module",
@@ -88,11 +58,15 @@ def apply_method(
     alpha: float | None = None,
     dropout: float = 0.0,
     targets: Sequence[str] = ("all",),
+    ranks: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> list[str]:
     """Make an encoder trainable by a method, in place; the names of the layers that were replaced.
 
-    Adapters are drawn from (seed, the layer's name), so methods that share an initialisation start alike.
+    `targets` are those of `lora.placement`. `ranks` and `alphas` are for the layers they name; alpha is
+    the method's default for a layer's rank where nothing says otherwise. Adapters are drawn from (seed,
+    the layer's name), so methods that share an initialisation start alike.
 
     Raises:
         ValueError: if rank, alpha, dropout or targets make no sense, or the encoder has adapters already.
@@ -106,20 +80,19 @@ def apply_method(
     if method.layer is None:
         encoder.requires_grad_(method.trains_encoder)
         return []
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
-    alpha = method.alpha(rank) if alpha is None else alpha
-    wanted = {TARGETS[target] for target in resolve_targets(targets)}
-    # The part of the name behind encoder.layer.{i}, matched whole: `output.dense` must not hit attention's.
-    found = [(n, module) for n, module in encoder.named_modules() if ".".join(n.split(".")[3:]) in wanted]
-    if not found:
-        raise ValueError(f"targets {', '.join(targets)} match no layer of the encoder")
+    linears = {name: one for name, one in encoder.named_modules() if isinstance(one, torch.nn.Linear)}
     adapted = {}
-    for name, base in found:
-        layer = getattr(layers, method.layer)(base, rank, method.scaling(alpha, rank), dropout)
+    for name in place(targets, list(linears)):
+        r = (ranks or {}).get(name, rank)
+        if r < 1:
+            raise ValueError(f"rank must be at least 1, got {r}")
+        a = (alphas or {}).get(name, method.alpha(r) if alpha is None else alpha)
+        layer = getattr(layers, method.layer)(linears[name], r, method.scaling(a, r), dropout)
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         layer.reset_parameters(torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
         adapted[name] = layer
+    for given in {*(ranks or {}), *(alphas or {})} - adapted.keys():
+        raise ValueError(f"expected ranks and alphas for adapted layers alone, got one for {given!r}")
     encoder.requires_grad_(False)
     for name, layer in adapted.items():
         encoder.set_submodule(name, layer)

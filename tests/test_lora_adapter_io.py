@@ -13,7 +13,7 @@ from tolerances import tolerance
 from torch import Tensor, nn
 
 from lora.adapter_io import adapter_state, load_adapter, save_adapter
-from lora.methods import METHODS, apply_method, resolve_targets
+from lora.methods import METHODS, apply_method
 from minibert.model import Bert, Sequences
 from minibert.weights import load_bert
 
@@ -105,10 +105,9 @@ def build(tiny: Path, method: str, targets: tuple[str, ...], rank: int, alpha: f
     return bert
 
 
-def save(bert: Bert, folder: Path, method="lora", targets=("all",), rank=3, alpha=5.0, **settings) -> Path:
+def save(bert: Bert, folder: Path, method="lora", rank=3, alpha=5.0, **settings) -> Path:
     settings = {"dropout": 0.1, "base": "some/model"} | settings
-    chosen = resolve_targets(targets)
-    save_adapter(bert, folder, method=method, rank=rank, alpha=alpha, targets=chosen, **settings)
+    save_adapter(bert, folder, method=method, rank=rank, alpha=alpha, **settings)
     return folder
 
 
@@ -125,11 +124,30 @@ class TestPeftOpensOurs:
         assert (expected - bare).abs().max() > 1e-3  # an adapter that does nothing is equal too
         torch.testing.assert_close(their_output(model.to(dtype)), expected, **tolerance(dtype, "encoder"))
 
+    @pytest.mark.parametrize("method", ADAPTED)
+    def test_layers_may_have_ranks_of_their_own(self, tiny, tmp_path, method):
+        """Not given alphas either: one that follows its layer's rank must reach PEFT as well."""
+        names = {"encoder.layer.0.attention.self.query": 5, "encoder.layer.1.output.dense": 1}
+        bert, again = load_bert(tiny), load_bert(tiny)
+        alphas = dict.fromkeys(names, 7.0)
+        apply_method(bert, METHODS[method], rank=3, alpha=5.0, ranks=names, alphas=alphas)
+        move(bert)
+        save(bert, tmp_path, method)
+        expected = our_hidden(bert.double())
+        model = open_in_peft(transformers_model(tiny), tmp_path)
+        torch.testing.assert_close(
+            their_output(model.double()), expected, **tolerance(torch.float64, "encoder")
+        )
+        load_adapter(again, tmp_path, targets=("all",))
+        torch.testing.assert_close(
+            our_hidden(again.double()), expected, **tolerance(torch.float64, "encoder")
+        )
+
     @pytest.mark.parametrize("targets", list(TARGETS)[1:])
     @pytest.mark.parametrize("method", ADAPTED)
     def test_it_adapts_the_same_layers(self, tiny, tmp_path, method, targets):
         bert = build(tiny, method, targets, 3, 5.0)
-        save(bert, tmp_path, method, targets)
+        save(bert, tmp_path, method)
         model = open_in_peft(transformers_model(tiny), tmp_path)
         ours = {name.rpartition(".lora_A")[0] for name in adapter_state(bert) if ".lora_A" in name}
         theirs = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
@@ -144,7 +162,7 @@ class TestPeftOpensOurs:
     def test_with_a_classifier_logits_are_equal(self, tiny, tmp_path, method, targets, dtype):
         bert = build(tiny, method, targets, 3, 5.0)
         classifier = {"weight": torch.randn(5, TINY.hidden_size), "bias": torch.randn(5)}
-        save(bert, tmp_path, method, targets, classifier=classifier)
+        save(bert, tmp_path, method, classifier=classifier)
         model = open_in_peft(transformers_model(tiny, classes=5), tmp_path)
         expected = our_logits(bert.to(dtype), classifier)
         torch.testing.assert_close(their_output(model.to(dtype)), expected, **tolerance(dtype, "encoder"))
@@ -155,7 +173,7 @@ class TestPeftOpensOurs:
 
         alpha = 2 * math.sqrt(3)  # rsLoRA's default, no whole number, though PEFT's annotation says int
         bert = build(tiny, "rslora", ("query",), 3, alpha)
-        save(bert, tmp_path, "rslora", ("query",), alpha=alpha, classifier=classifier)
+        save(bert, tmp_path, "rslora", alpha=alpha, classifier=classifier)
         config = PeftConfig.from_pretrained(tmp_path)
         assert isinstance(config, LoraConfig)
         assert config.task_type == (TaskType.SEQ_CLS if classifier else TaskType.FEATURE_EXTRACTION)
@@ -173,7 +191,7 @@ class TestPeftOpensOurs:
         made_by_peft(transformers_model(tiny, classes), tmp_path / "theirs", 3, 5.0, **settings)
         classifier = {"weight": torch.zeros(3, 32), "bias": torch.zeros(3)} if classes else None
         bert = build(tiny, method, ("query",), 3, 5.0)
-        save(bert, tmp_path / "ours", method, ("query",), base=str(tiny), classifier=classifier)
+        save(bert, tmp_path / "ours", method, base=str(tiny), classifier=classifier)
         ours, theirs = (
             json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("ours", "theirs")
         )
@@ -247,7 +265,7 @@ class TestRoundTrip:
     def test_what_was_saved_is_loaded_bitwise(self, tiny, tmp_path, method, targets, with_head):
         bert = build(tiny, method, targets, 3, 5.0)
         classifier = {"weight": torch.randn(2, 32), "bias": torch.randn(2)} if with_head else None
-        save(bert, tmp_path, method, targets, classifier=classifier)
+        save(bert, tmp_path, method, classifier=classifier)
         again = load_bert(tiny)
         load_adapter(again, tmp_path, targets=targets)
         assert {n: p.requires_grad for n, p in again.named_parameters()} == {
@@ -258,7 +276,7 @@ class TestRoundTrip:
         assert {m.p for n, m in again.named_modules() if n.endswith("dense.dropout")} <= {0.1}
 
     def test_the_file_holds_the_adapters_alone(self, tiny, tmp_path):
-        save(build(tiny, "dora", ("query",), 3, 5.0), tmp_path, "dora", ("query",))
+        save(build(tiny, "dora", ("query",), 3, 5.0), tmp_path, "dora")
         parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
         assert set(load_file(tmp_path / "adapter_model.safetensors")) == {
             f"base_model.model.encoder.layer.{i}.attention.self.query.{part}"
@@ -282,7 +300,7 @@ class TestRoundTrip:
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path) -> Path:
     """A good folder, to be spoiled; also the one that shows that spoiling is what is refused."""
-    save(build(tiny, "lora", ("query",), 3, 5.0), tmp_path, targets=("query",))
+    save(build(tiny, "lora", ("query",), 3, 5.0), tmp_path)
     load_adapter(load_bert(tiny), tmp_path, targets=("query",))
     return tmp_path
 
@@ -328,8 +346,8 @@ class TestErrors:
             *[("use_rslora", value, "expected use_rslora False or True, got ") for value in ("yes", {})],
             ("use_dora", True, "adapter_model.safetensors: does not fit adapter_config.json and the model"),
             ("bias", "all", "expected bias 'none', got 'all'"),
-            ("rank_pattern", {"query": 2}, "expected rank_pattern {} or None, got {'query': 2}"),
-            ("alpha_pattern", {"query": 2}, "expected alpha_pattern {} or None, got {'query': 2}"),
+            ("rank_pattern", {"query": 2}, "for adapted layers alone, got one for 'query'"),
+            ("alpha_pattern", {"query": 2}, "for adapted layers alone, got one for 'query'"),
             ("init_lora_weights", "pissa_niter_16", "expected init_lora_weights True or False or 'gaussian'"),
             ("alora_invocation_tokens", [1], "expected alora_invocation_tokens None, got [1]"),
         ],

@@ -16,7 +16,8 @@ from tolerances import tolerance
 from torch import Tensor, nn
 
 from lora.layers import DoRALinear, LoRALinear
-from lora.methods import METHODS, TARGET_SETS, TARGETS, apply_method, resolve_targets
+from lora.methods import METHODS, apply_method
+from lora.placement import TARGET_SETS, TARGETS, check_ranks, check_targets, linear_names, place, place_ranks
 from minibert.model import Bert, BertConfig, Sequences
 from minibert.weights import load_bert
 
@@ -94,23 +95,85 @@ class TestTargets:
         apply_method(bert, METHODS["lora"])
         assert not isinstance(bert.pooler["dense"], LoRALinear)
 
+    @pytest.mark.parametrize(
+        ("targets", "expected"),
+        [
+            (("query@1",), ["encoder.layer.1.attention.self.query"]),
+            (("attention.self.query@0",), ["encoder.layer.0.attention.self.query"]),
+            (("output.dense",), ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]),
+            (("encoder.layer.1.output.dense",), ["encoder.layer.1.output.dense"]),
+            (("pooler.dense", "key@0"), ["encoder.layer.0.attention.self.key", "pooler.dense"]),
+            (("all@0-1",), linear_names(2, with_pooler=False)),
+            (("all@0,1", "query"), linear_names(2, with_pooler=False)),
+        ],
+    )
+    def test_paths_and_layers_pick_exactly_these(self, bert: Bert, targets, expected):
+        assert apply_method(bert, METHODS["lora"], rank=3, targets=targets) == expected
+
+    def test_the_names_known_without_a_model_are_those_a_model_has(self, bert: Bert):
+        linears = [name for name, module in bert.named_modules() if isinstance(module, nn.Linear)]
+        assert linear_names(TINY.num_hidden_layers, with_pooler=True) == linears
+
     def test_the_names_of_targets_and_sets_are_those_of_the_paper(self):
-        assert resolve_targets(["all"]) == TARGET_SETS["all"] == tuple(TARGETS)
-        assert resolve_targets(["output", "query"]) == ("query", "output")
+        assert TARGET_SETS["all"] == tuple(TARGETS)
         assert not set(TARGETS) & set(TARGET_SETS)
         assert tuple(TARGETS.values()) == LAYER
 
     @pytest.mark.parametrize(
-        "names", [["dense", "pooler"], ["Query"], [""], ["all-linear"], ["lora_A"], "all"]
+        "names", [["dense", "pooler"], ["Query"], [""], ["all-linear"], ["lora_A"], "all", [".*"], ["a..b"]]
     )
     def test_an_unknown_target_is_refused_with_the_known_ones(self, names):
         known = re.escape("all, attention, dense, query, key, value, attention.output, intermediate, output")
-        with pytest.raises(ValueError, match=f"expected targets among {known}, got '"):
-            resolve_targets(names)
+        with pytest.raises(ValueError, match=f"expected targets among {known}, or a dotted path, got '"):
+            check_targets(names)
+
+    @pytest.mark.parametrize("target", ["query@", "query@x", "query@1-", "query@-1", "all@1;2", "all@0@1"])
+    def test_layers_that_are_none_are_refused(self, target: str):
+        with pytest.raises(ValueError, match=f"expected layers as in @0, .* got '{re.escape(target)}'"):
+            check_targets([target])
+
+    @pytest.mark.parametrize("target", ["query@2", "all@3-9", "query@1-0", "encoder.dense", "pooler.dense@0"])
+    def test_a_target_that_matches_nothing_is_refused_with_what_exists(self, target: str):
+        with pytest.raises(ValueError, match="matches no linear layer") as caught:
+            place(["all", target], linear_names(2, with_pooler=True))
+        assert repr(target) in str(caught.value)
+        assert "attention.self.query@0-1" in str(caught.value)
+        assert str(caught.value).endswith("pooler.dense")
 
     def test_no_target_is_refused(self):
         with pytest.raises(ValueError, match="got none"):
-            resolve_targets([])
+            check_targets([])
+
+
+class TestRanks:
+    def test_of_several_patterns_that_hit_a_layer_the_last_counts(self):
+        linears = place(["query", "value"], linear_names(2, with_pooler=False))
+        ranks = place_ranks(["all@0=4", "query=16"], [*linears])
+        assert ranks == {
+            "encoder.layer.0.attention.self.query": 16,
+            "encoder.layer.0.attention.self.value": 4,
+            "encoder.layer.1.attention.self.query": 16,
+        }
+
+    def test_ranks_and_alphas_reach_the_layers_they_name(self, bert: Bert):
+        name = "encoder.layer.1.attention.self.key"
+        adapted = apply_method(bert, METHODS["rslora"], rank=3, ranks={name: 7}, alphas={name: 5.0})
+        for one in adapted:
+            layer = bert.get_submodule(one)
+            assert layer.lora_A.out_features == (7 if one == name else 3)
+            assert layer.scaling == pytest.approx(5 / math.sqrt(7) if one == name else 2)
+
+    @pytest.mark.parametrize("given", [{"ranks": {"pooler.dense": 2}}, {"alphas": {"query": 2.0}}])
+    def test_a_rank_for_a_layer_without_adapter_is_refused(self, bert: Bert, given):
+        before = snapshot(bert)
+        with pytest.raises(ValueError, match="for adapted layers alone"):
+            apply_method(bert, METHODS["lora"], rank=3, **given)
+        assert unchanged(bert, before)
+
+    @pytest.mark.parametrize("part", ["query", "query=", "query=0", "query=-1", "query=1.5", "=3", "query=x"])
+    def test_what_is_no_rank_pattern_is_refused(self, part: str):
+        with pytest.raises(ValueError, match=f"expected TARGET=RANK, as in query=16, got '{part}'"):
+            check_ranks([part])
 
 
 class TestWhatTrains:
@@ -280,7 +343,7 @@ class TestErrors:
         assert unchanged(bert, before)
 
     def test_an_encoder_without_such_layers_is_refused(self):
-        with pytest.raises(ValueError, match="targets all match no layer"):
+        with pytest.raises(ValueError, match="'all' matches no linear layer"):
             apply_method(nn.Sequential(nn.Linear(4, 4)), METHODS["lora"], rank=2)
 
 

@@ -34,6 +34,7 @@ FLAGS = {
     "alpha": (["--alpha", "7.5"], 7.5),
     "lora_dropout": (["--lora-dropout", "0.25"], 0.25),
     "targets": (["--targets", "query", "dense"], ("query", "dense")),
+    "rank_pattern": (["--rank-pattern", "query=16", "all@0-2=4"], ("query=16", "all@0-2=4")),
     "epochs": (["--epochs", "4"], 4),
     "max_steps": (["--max-steps", "9"], 9),
     "batch_size": (["--batch-size", "5"], 5),
@@ -83,7 +84,7 @@ def test_help_shows_every_default() -> None:
         if one.default is None:
             assert re.search(r"\[.+\]$", text), text  # what decides it
         else:
-            default = " ".join(one.default) if isinstance(one.default, tuple) else str(one.default)
+            default = " ".join(one.default) or "none" if isinstance(one.default, tuple) else str(one.default)
             assert text.replace("- ", "-").endswith(f"({default})"), text
 
 
@@ -128,6 +129,8 @@ REFUSED = {
     "--hidden-layers: expected": ["--hidden-layers", "-1"],
     "--seed: expected": ["--seed", "-1"],
     "--targets: expected targets among": ["--targets", "pooler"],
+    "--rank-pattern: expected TARGET=RANK": ["--rank-pattern", "query"],
+    "--rank-pattern: --method full has no adapters": ["--method", "full", "--rank-pattern", "query=2"],
     "--resume: expected --out": ["--resume"],
     "--overfit-batch: writes nothing": ["--overfit-batch", "--out", "x"],
     "unrecognized arguments: --learning-rate": ["--learning-rate", "1"],
@@ -263,3 +266,9 @@ def test_reading_a_config_changes_neither_the_dict_nor_the_config() -> None:
     to_dict(config)["targets"].append("query")
     assert raw == copy
     assert config.targets == ("all",)
+
+
+def test_a_setting_that_older_runs_lack_has_its_default() -> None:
+    raw = to_dict(check(Config(rank_pattern=("query=2",))))
+    del raw["rank_pattern"]
+    assert from_dict(raw, "c.json").rank_pattern == ()

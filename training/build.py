@@ -10,10 +10,11 @@ import torch
 
 from lora.layers import LoRALinear
 from lora.methods import METHODS, apply_method
+from lora.placement import linear_names, place, place_ranks
 from minibert.errors import InputError
 from minibert.files import read_json
 from minibert.hub import PINNED
-from minibert.model import Bert
+from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
 from minibert.weights import load_bert, read_config
 from tasks.base import Example, Skipped, Task
@@ -86,10 +87,8 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
         raise InputError(
             f"--max-length: expected at most the model's {most} positions, got {config.max_length}"
         )
-    if config.rank > bert.hidden_size and METHODS[config.method].layer:
-        raise InputError(
-            f"--rank: expected at most the model's hidden size {bert.hidden_size}, got {config.rank}"
-        )
+    if METHODS[config.method].layer:
+        find_adapted(config, bert)
     if bert.type_vocab_size < 2 and config.pair == "concat" and any(task.is_pair for task in config.tasks):
         raise InputError("--pair concat: the model tells no second sentence from the first; use siamese")
     dropout = 0.0 if config.method == "frozen" else bert.hidden_dropout_prob
@@ -100,6 +99,26 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
         encoder_dropout=dropout if config.encoder_dropout is None else config.encoder_dropout,
         epochs=config.epochs or (2 if rows > MANY_ROWS else 10),
     )
+
+
+def find_adapted(config: Config, bert: BertConfig) -> dict[str, int]:
+    """The layers that get an adapter, by name, and their ranks.
+
+    Raises:
+        InputError: if a target matches nothing, adapts what is not used, or a rank is too large.
+    """
+    linears = linear_names(bert.num_hidden_layers, with_pooler=config.pooling == "pooler")
+    flags = {"--targets": config.targets, "--rank-pattern": config.rank_pattern}
+    try:
+        adapted = dict.fromkeys(place(config.targets, linears), config.rank)
+        flags.pop("--targets")
+        adapted |= place_ranks(config.rank_pattern, list(adapted))
+    except ValueError as error:
+        raise InputError(f"{next(iter(flags))}: {error}") from None
+    if max(adapted.values()) > bert.hidden_size:
+        most, got = bert.hidden_size, max(adapted.values())
+        raise InputError(f"--rank: expected at most the model's hidden size {most}, got {got}")
+    return adapted
 
 
 def build_tokenizer(config: Config, folder: Path) -> Tokenizer:
@@ -137,14 +156,19 @@ def build_heads(config: Config, hidden_size: int) -> dict[str, Head]:
 
 def build_model(config: Config, folder: Path) -> TaskModel:
     """The model of a fresh run: encoder with the method applied, and new heads."""
-    bert = load_encoder(config, folder)
+    bert, method = load_encoder(config, folder), METHODS[config.method]
+    ranks = find_adapted(config, bert.config) if method.layer else {}
+    # Every layer gets the same s, whatever its rank.
+    alphas = {name: config.alpha * method.alpha(r) / method.alpha(config.rank) for name, r in ranks.items()}
     apply_method(
         bert,
-        METHODS[config.method],
+        method,
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.lora_dropout,
         targets=config.targets,
+        ranks=ranks,
+        alphas=alphas,
         seed=config.seed,
     )
     if bert.pooler is not None and config.pooling != "pooler":

@@ -36,7 +36,11 @@ def build_parser() -> Parser:
             parser.add_argument(flag(one.name), action="store_true", help=text)
         elif one.metadata["names"]:
             parser.add_argument(
-                flag(one.name), nargs="+", default=one.default, metavar="NAME", help=text + shown
+                flag(one.name),
+                nargs="+",
+                default=one.default,
+                metavar=one.metadata["names"],
+                help=text + shown,
             )
         else:
             choices = one.metadata["choices"]
@@ -57,7 +61,7 @@ def build_parser() -> Parser:
 
 
 def _shown(default: object) -> str:
-    return " ".join(default) if isinstance(default, tuple) else str(default)
+    return " ".join(default) or "none" if isinstance(default, tuple) else str(default)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
@@ -68,7 +72,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """
     given = build_parser().parse_args(arguments)
     settings = {one.name: getattr(given, one.name) for one in fields(Config)}
-    config = check(Config(**settings | {"targets": tuple(settings["targets"])}))
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    config = check(Config(**settings))
     if given.resume and given.out is None:
         raise InputError("--resume: expected --out, the folder of the run to continue")
     if given.overfit_batch and given.out is not None:

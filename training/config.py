@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from lora.methods import METHODS, resolve_targets
+from lora.methods import METHODS
+from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
 from tasks.base import Task
@@ -16,9 +17,13 @@ SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def setting(default, text: str, choices: tuple[str, ...] | None = None, names: bool = False):
-    """A field with the text and the choices its flag shows; `names` marks a list."""
-    return field(default=default, metadata={"help": text, "choices": choices, "names": names})
+def setting(default, text: str, choices: tuple[str, ...] | None = None, names: str = "", added: bool = False):
+    """A field with the text and the choices its flag shows; `names` is what the items of a list are called.
+
+    `added` marks one that older runs' config.json lacks; its default is what they did.
+    """
+    about = {"help": text, "choices": choices, "names": names, "added": added}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,10 @@ class Config:
     )
     lora_dropout: float = setting(0.0, "dropout before the adapters")
     targets: tuple[str, ...] = setting(
-        ("all",), "adapted linears: all, attention, dense, or their names", names=True
+        ("all",), f"adapted linears: {', '.join(TARGET_SETS)}, names as query, paths, all@0-2", names="TARGET"
+    )
+    rank_pattern: tuple[str, ...] = setting(
+        (), "ranks of some of them, as query=16 or all@0-2=4", names="TARGET=RANK", added=True
     )
     epochs: int | None = setting(None, "passes over the largest task's data [10; 2 above 100,000 rows]")
     max_steps: int | None = setting(
@@ -148,13 +156,14 @@ def _check_conflicts(config: Config) -> None:
     if config.method == "frozen" and config.encoder_dropout:
         raise InputError("--encoder-dropout: the frozen encoder runs without dropout")
     if not method.layer:
-        for name in ("rank", "alpha", "lora_dropout", "targets"):
+        for name in ("rank", "alpha", "lora_dropout", "targets", "rank_pattern"):
             if getattr(config, name) != default[name]:
                 raise InputError(f"{flag(name)}: --method {config.method} has no adapters")
-    try:
-        resolve_targets(config.targets)
-    except ValueError as error:
-        raise InputError(f"--targets: {error}") from None
+    for name, check_names in (("targets", check_targets), ("rank_pattern", check_ranks)):
+        try:
+            check_names(getattr(config, name))
+        except ValueError as error:
+            raise InputError(f"{flag(name)}: {error}") from None
     if config.loss is not None and any(config.loss != task.loss for task in config.tasks):
         wanted = ", ".join(f"{task.loss} for {task.name}" for task in config.tasks)
         raise InputError(f"--loss: expected {wanted}; got {config.loss}")
@@ -163,7 +172,9 @@ def _check_conflicts(config: Config) -> None:
 
 
 def to_dict(config: Config) -> dict:
-    return asdict(config) | {"targets": list(config.targets)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
+    }
 
 
 def from_dict(raw: Mapping, where: str) -> Config:
@@ -173,14 +184,17 @@ def from_dict(raw: Mapping, where: str) -> Config:
         InputError: for an unknown or missing key, a value of another type, or one `check` refuses.
     """
     known = {one.name: one for one in fields(Config)}
-    for problem, names in (("unknown", raw.keys() - known), ("missing", known.keys() - raw.keys())):
+    needed = {name for name, one in known.items() if not one.metadata["added"]}
+    for problem, names in (("unknown", raw.keys() - known), ("missing", needed - raw.keys())):
         if names:
             raise InputError(f"{where}: {problem} key {min(names)!r}")
-    for name, one in known.items():
-        if not _fits(raw[name], one.type):
-            raise InputError(f"{where}: expected {name} to be {_kind(one.type)}, got {raw[name]!r}")
+    for name, value in raw.items():
+        kind = known[name].type
+        if not _fits(value, kind):
+            raise InputError(f"{where}: expected {name} to be {_kind(kind)}, got {value!r}")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
     try:
-        return check(Config(**{**raw, "targets": tuple(raw["targets"])}))
+        return check(Config(**given))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lora.adapter_io import load_adapter, save_adapter
-from lora.methods import METHODS, resolve_targets
+from lora.methods import METHODS
 from minibert.errors import InputError
 from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors, write_text
 from minibert.hub import resolve
@@ -147,7 +147,6 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
             rank=config.rank,
             alpha=config.alpha,
             dropout=config.lora_dropout,
-            targets=resolve_targets(config.targets),
             base=config.model,
             classifier=_classifier(config, model),
         )
