@@ -3,22 +3,29 @@
 Parameters carry PEFT's names already, so a file's key is a prefix and the parameter's own name.
 """
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from lora.adapter_config import CONFIG, HEADS, by_layer, read_adapter_config
 from lora.methods import METHODS, Method, apply_method
-from lora.placement import place
 from minibert.errors import InputError
-from minibert.files import check_fits, read_safetensors, write_json, write_safetensors
+from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
 
+CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-CLASSIFIER = f"{PREFIX}classifier."
+
+# The settings with which PEFT computes what our layers compute, whatever the tensors; the first is the
+# default. Other starting values (PiSSA's, OLoRA's) change the base model too.
+KNOWN = {
+    "peft_type": ("LORA",),
+    "use_rslora": (False, True),
+    "use_dora": (False, True),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+    "alora_invocation_tokens": (None,),
+}
 
 
 def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
@@ -51,13 +58,13 @@ def save_adapter(
     within, extra = PREFIX, {}
     if classifier is not None:
         within = f"{PREFIX}bert."
-        extra = {CLASSIFIER + name: tensor for name, tensor in classifier.items()}
+        extra = {f"{PREFIX}classifier.{name}": tensor for name, tensor in classifier.items()}
     state = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(state | extra, folder / WEIGHTS)
     adapted = adapted_names(encoder)
     ranks = {name: encoder.get_submodule(name).lora_A.out_features for name in adapted}
-    alphas = {name: _alpha(encoder, name, METHODS[method]) for name in adapted}
+    ranks = {name: r for name, r in ranks.items() if r != rank}
     config = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION" if classifier is None else "SEQ_CLS",
@@ -71,9 +78,9 @@ def save_adapter(
         "bias": "none",
         "fan_in_fan_out": False,
         "target_modules": adapted,
-        "modules_to_save": None if classifier is None else list(HEADS),
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {name: a for name, a in alphas.items() if not math.isclose(a, alpha)},
+        "modules_to_save": None if classifier is None else ["classifier", "score"],
+        "rank_pattern": ranks,
+        "alpha_pattern": {name: _alpha(encoder, name, METHODS[method]) for name in ranks},
     }
     write_json(config, folder / CONFIG)
 
@@ -84,55 +91,58 @@ def _alpha(encoder: nn.Module, name: str, method: Method) -> float:
     return layer.scaling / method.scaling(1.0, layer.lora_A.out_features)
 
 
-def load_adapter(
-    encoder: nn.Module, folder: Path, *, targets: Sequence[str] | None = None
-) -> dict[str, Tensor] | None:
-    """Apply the adapter in a folder to a bare encoder, in place; the classifier's weight and bias, if any.
-
-    The layers that get an adapter are those the tensors' names say, or `targets` if they are to be checked.
+def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) -> None:
+    """Apply the adapter in a folder to a bare encoder, in place.
 
     Raises:
-        InputError: if the folder's files are damaged, a setting is unknown or not ours, or a key is missing,
-            unexpected or of another shape; the encoder is then as it was.
+        InputError: if the folder's files are damaged, a setting is not `KNOWN`, or a key is missing,
+            unexpected or of another shape.
     """
-    file, config = folder / WEIGHTS, read_adapter_config(folder / CONFIG)
+    path = folder / CONFIG
+    config = read_json(path)
+    for key, values in KNOWN.items():
+        got = config.get(key, None if key == "peft_type" else values[0])
+        if got not in values:
+            raise InputError(f"{path}: expected {key} {' or '.join(map(repr, values))}, got {got!r}")
+    rank, alpha = _number(config, "r", int, path), _number(config, "lora_alpha", float, path)
+    dropout, method = _number(config, "lora_dropout", float, path), _method_of(config, path)
+    ranks, alphas = (
+        _pattern(config, "rank_pattern", int, path),
+        _pattern(config, "alpha_pattern", float, path),
+    )
+    settings = {"rank": rank, "alpha": alpha, "ranks": ranks, "alphas": alphas}
+    try:
+        apply_method(encoder, method, dropout=dropout, targets=targets, **settings)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    file = folder / WEIGHTS
     state = read_safetensors(file)
-    fault = f"{file}: does not fit {CONFIG} and the model"
-    classifier = _take_classifier(state, fault) if config.has_head else None
-    within = "bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else ""
-    linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
-    names = [name for name in linears if f"{PREFIX}{within}{name}.lora_A.weight" in state]
-    if not names and targets is None:
-        wanted = f"{PREFIX}NAME.lora_A.weight of a linear layer of the model"
-        raise InputError(f"{fault}: expected {wanted}, got {min(state, default='nothing')!r}")
-    # First on the meta device, where it costs nothing: what is refused must not touch the encoder.
-    for model in (_without_data(encoder), encoder):
-        try:
-            adapted = place(names if targets is None else targets, linears)
-            ranks, alphas = (by_layer(pattern, within, adapted) for pattern in (config.ranks, config.alphas))
-            settings = {"rank": config.rank, "alpha": config.alpha, "ranks": ranks, "alphas": alphas}
-            apply_method(model, config.method, dropout=config.dropout, targets=adapted, **settings)
-        except ValueError as error:
-            raise InputError(f"{folder / CONFIG}: {error}") from None
-        adapters = {PREFIX + within + name: tensor for name, tensor in adapter_state(model).items()}
-        check_fits(state, adapters, fault)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{PREFIX}classifier.")}
+    within = f"{PREFIX}bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else PREFIX
+    adapters = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
+    check_fits(state, adapters, f"{file}: does not fit {CONFIG} and the model")
     for name, tensor in adapters.items():
         tensor.copy_(state[name])
-    return classifier
 
 
-def _take_classifier(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
-    """The head's tensors, which are no longer in `state` then."""
-    head = {name: state.pop(name) for name in list(state) if name.startswith(CLASSIFIER)}
-    weight = head.get(f"{CLASSIFIER}weight")
-    outputs = len(weight) if weight is not None and weight.ndim == 2 else 0
-    inputs = weight.shape[1] if outputs else 0
-    expected = {"weight": (outputs, inputs), "bias": (outputs,)}
-    check_fits(head, {CLASSIFIER + n: nn.Parameter().new_empty(shape) for n, shape in expected.items()}, fault)
-    return {name.removeprefix(CLASSIFIER): tensor for name, tensor in head.items()}
+def _method_of(config: dict, path: Path) -> Method:
+    chosen = [method for method in ("rslora", "dora") if config.get(f"use_{method}")]
+    if len(chosen) > 1:
+        raise InputError(f"{path}: expected use_rslora or use_dora, got both")
+    return METHODS[chosen[0] if chosen else "lora"]
 
 
-def _without_data(model: nn.Module) -> nn.Module:
-    """A copy on the meta device."""
-    tensors = (*model.parameters(), *model.buffers())
-    return copy.deepcopy(model, {id(tensor): tensor.detach().to("meta") for tensor in tensors})
+def _number(config: dict, key: str, kind: type, path: Path) -> float:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not abs(value) < 2**31:
+        wanted = "a whole number" if kind is int else "a number"
+        raise InputError(f"{path}: expected {key} to be {wanted}, got {value!r}")
+    return value
+
+
+def _pattern(config: dict, key: str, kind: type, path: Path) -> dict[str, float]:
+    """Numbers by the whole names of layers; PEFT's patterns in general are refused as no layer's name."""
+    pattern = config.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise InputError(f"{path}: expected {key} to be an object, got {pattern!r}")
+    return {name: _number(pattern, name, kind, path) for name in pattern}
