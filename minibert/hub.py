@@ -90,16 +90,6 @@ def resolve(name: str) -> Path:
     return folder
 
 
-def weights_sha256(name: str, folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of weights in `folder`, which is what `resolve(name)` gave.
-
-    What `resolve` has just verified is not hashed again.
-    """
-    known = {} if os.path.isdir(name) else _record(folder)[1] | dict(_look_up(name).sha256)
-    files = [file for file in model_files(folder) if file.endswith(".safetensors")]
-    return {file: known.get(file) or sha256(folder / file) for file in files}
-
-
 def _look_up(name: str) -> Model:
     if name in PINNED:
         return PINNED[name]
