@@ -1,0 +1,210 @@
+"""A finished run as a folder that transformers opens, a Siamese one sentence-transformers too.
+
+config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+head.safetensors (where it is not in the model)
+modules.json  1_Pooling/  sentence_bert_config.json  config_sentence_transformers.json (Siamese)
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora.methods import METHODS, merge
+from minibert.errors import InputError
+from minibert.files import read_json, read_safetensors, write_json, write_safetensors, write_text
+from minibert.hub import resolve
+from minibert.model import Bert
+from minibert.sources import WEIGHTS
+from minibert.tokenizer import Tokenizer
+from minibert.weights import CONFIG, read_checkpoint, read_config, save_bert
+from tasks.base import Example, Task
+from tasks.data import Dataset
+from tasks.model import TaskModel
+from training.build import build_heads, build_tokenizer
+from training.config import Config
+from training.run_folder import RunFolder, _classifier, load_run
+
+# What the run and its export are compared on; a pair is a text and the next.
+TEXTS = (
+    "A cat sleeps on the sofa.",
+    "A cat is asleep on the couch, and has been since breakfast.",
+    "Not a good film, but not a bad one: far too long, and the ending makes up for it.",
+    "No.",
+)
+SPECIAL = ("pad", "unk", "cls", "sep", "mask")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from the run."""
+
+    config: Config
+    model: TaskModel  # the run's own, adapters and all
+    has_classifier: bool  # the head is in the model's file
+    has_pooling: bool  # sentence-transformers' files are there
+    logit_error: float  # max |Δ| over TEXTS
+    max_logit: float
+
+
+def export(path: Path, out: Path, dtype: torch.dtype) -> Exported:
+    """Write a run's model with its adapters merged, all weights in `dtype`; `out` is whole or not there.
+
+    Raises:
+        InputError: if the run cannot be used, or `out` is no new or empty folder outside of it.
+        OSError: if it cannot be written.
+    """
+    with filling(out, path) as folder:
+        config, model, tokenizer = load_run(path)
+        classifier = _classifier(config, model)
+        write_model(model.bert, classifier, config, dtype, folder)
+        if classifier is None:
+            shutil.copyfile(RunFolder(path).head, folder / RunFolder(folder).head.name)
+        trained = METHODS[config.method].trains_encoder
+        write_tokenizer(path / "model" if trained else resolve(config.model), tokenizer, folder)
+        has_pooling = config.pair == "siamese" and config.pooling != "pooler"
+        if has_pooling:
+            write_pooling(config, model.bert.config.hidden_size, folder)
+        expected = example_logits(config, model, tokenizer)
+        got = example_logits(config, *read_back(config, folder))
+    error, largest = (got - expected).abs().max().item(), expected.abs().max().item()
+    return Exported(config, model, classifier is not None, has_pooling, error, largest)
+
+
+@contextmanager
+def filling(out: Path, run: Path) -> Iterator[Path]:
+    """A folder to fill, aside and on the same file system, that becomes `out` at the end if nothing fails.
+
+    Raises:
+        InputError: if `out` is no new or empty folder, lies within `run`, or cannot be made.
+    """
+    target, source = Path(os.path.realpath(out)), Path(os.path.realpath(run))
+    if target.is_relative_to(source):
+        raise InputError(f"OUT: expected a folder outside of the run, got {out}")
+    there = next(one for one in (target, *target.parents) if os.path.lexists(one))
+    if not there.is_dir() or (there == target and any(there.iterdir())):
+        raise InputError(f"OUT: expected a new or empty folder, {there if there != target else out} is none")
+    beside = there.parent if there == target else there
+    if not os.access(beside, os.W_OK | os.X_OK):
+        raise InputError(f"OUT: expected a folder that can be written, {beside} is none")
+    with TemporaryDirectory(prefix=".merge-", dir=beside) as temporary:
+        folder = Path(temporary) / "out"  # the temporary folder itself is for its owner's eyes alone
+        folder.mkdir()
+        yield folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.replace(target)
+
+
+def write_model(
+    bert: Bert, classifier: dict[str, Tensor] | None, config: Config, dtype: torch.dtype, folder: Path
+) -> None:
+    """`BertModel`, or with a classifier `BertForSequenceClassification`: each key with `bert.` before it.
+
+    Raises:
+        InputError: if a weight is beyond what `dtype` holds.
+    """
+    bert = copy.deepcopy(merge(bert, dtype)).to(dtype)  # .to() is in place, and merge shares what it can
+    if not all(tensor.isfinite().all() for tensor in bert.state_dict().values()):
+        raise InputError(f"--dtype: expected one that holds the run's weights, {dtype} overflows")
+    save_bert(bert, folder)
+    if classifier is None:
+        return
+    state = {f"bert.{name}": tensor for name, tensor in bert.state_dict().items()}
+    state |= {f"classifier.{name}": tensor.to(dtype) for name, tensor in classifier.items()}
+    write_safetensors(state, folder / WEIGHTS)
+    write_json(
+        read_json(folder / CONFIG) | _classifier_config(config.tasks[0], config.dropout), folder / CONFIG
+    )
+
+
+def _classifier_config(task: Task, dropout: float) -> dict:
+    names = [f"LABEL_{i}" for i in range(task.num_outputs)]
+    return {
+        "architectures": ["BertForSequenceClassification"],
+        "problem_type": "single_label_classification" if task.is_classification else "regression",
+        "num_labels": task.num_outputs,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "classifier_dropout": dropout,
+    }
+
+
+def write_tokenizer(base: Path, tokenizer: Tokenizer, folder: Path) -> None:
+    """The base's tokenizer.json, made to say what `tokenizer` does, and transformers' settings."""
+    raw = read_json(base / "tokenizer.json")
+    ends = {"sep": ["[SEP]", tokenizer.sep], "cls": ["[CLS]", tokenizer.cls]}
+    ours = {"truncation": None, "padding": None, "post_processor": {"type": "BertProcessing"} | ends}
+    write_json(raw | ours, folder / "tokenizer.json")
+    known = {*dict(raw["model"]["vocab"]), *(one["content"] for one in raw.get("added_tokens") or ())}
+    tokens = {f"{name}_token": f"[{name.upper()}]" for name in SPECIAL}
+    settings = {
+        # Reads tokenizer.json as it is; BertTokenizer would make some of it anew from settings here.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": tokenizer.max_length,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+    }
+    # A token that is not in the vocabulary would get an id beyond the model's embeddings.
+    write_json(
+        settings | {name: token for name, token in tokens.items() if token in known},
+        folder / "tokenizer_config.json",
+    )
+
+
+def write_pooling(config: Config, hidden_size: int, folder: Path) -> None:
+    """sentence-transformers' files: the encoder, then the run's pooling. Its releases since 2 read these."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    listed = [
+        {"idx": i, "name": str(i), "path": where, "type": f"sentence_transformers.models.{kind}"}
+        for i, (where, kind) in enumerate(modules)
+    ]
+    write_text(json.dumps(listed, indent=2) + "\n", folder / "modules.json")
+    (folder / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{name}_tokens": False for name in ("max", "mean_sqrt_len")}
+    modes |= {"pooling_mode_mean_tokens": config.pooling == "mean"}
+    modes |= {"pooling_mode_cls_token": config.pooling == "cls"}
+    write_json({"word_embedding_dimension": hidden_size} | modes, folder / "1_Pooling" / "config.json")
+    length = {"max_seq_length": config.max_length, "do_lower_case": False}  # the tokenizer's own business
+    write_json(length, folder / "sentence_bert_config.json")
+    settings = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    write_json(settings, folder / "config_sentence_transformers.json")
+
+
+def read_back(config: Config, folder: Path) -> tuple[TaskModel, Tokenizer]:
+    """The exported model from its files alone, in fp32."""
+    state = {name: tensor.float() for name, tensor in read_checkpoint(folder).items()}
+    classifier = {name: state.pop(name) for name in list(state) if name.startswith("classifier.")}
+    with torch.device("meta"):
+        bert = Bert(read_config(folder), with_pooler="pooler.dense.weight" in state)
+    bert.load_state_dict(state, assign=True)
+    model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
+    if classifier:
+        output = model.heads[config.task].output
+        output.load_state_dict({name.removeprefix("classifier."): one for name, one in classifier.items()})
+    else:
+        model.heads.load_state_dict(read_safetensors(RunFolder(folder).head))
+    return model.eval(), build_tokenizer(config, folder)
+
+
+@torch.no_grad()
+def example_logits(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Tensor:
+    """Every task's logits for TEXTS, in one row."""
+    logits = []
+    for task in config.tasks:
+        sides = len(task.text_columns)
+        examples = [
+            Example(str(i), tuple(TEXTS[(i + side) % len(TEXTS)] for side in range(sides)), None)
+            for i in range(len(TEXTS))
+        ]
+        batch = Dataset(task, examples, tokenizer, config.siamese(task)).collate(np.arange(len(examples)))
+        logits.append(model(task.name, batch).flatten())  # [B C]
+    return torch.cat(logits)
