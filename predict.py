@@ -12,7 +12,9 @@ from training.exit import run_command
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Raises InputError unless it is a file or a text that is to be scored."""
     parser = Parser(prog="predict.py", description="Score sentences with a finished run.", allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder that train.py wrote")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="the folder that train.py wrote, or its adapter/"
+    )
     parser.add_argument("--input", type=Path, help="a file in the task's format; labels are optional")
     parser.add_argument("--output", type=Path, help="where the predictions go, as CSV")
     parser.add_argument(

@@ -3,29 +3,23 @@
 Parameters carry PEFT's names already, so a file's key is a prefix and the parameter's own name.
 """
 
-from collections.abc import Mapping
+import copy
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from lora.adapter_config import CONFIG, HEADS, AdapterConfig, by_layer, read_adapter_config
 from lora.methods import METHODS, Method, apply_method
+from lora.placement import place
 from minibert.errors import InputError
-from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
+from minibert.files import check_fits, read_safetensors, write_json, write_safetensors
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-# The settings with which PEFT computes what our layers compute, whatever the tensors; the first is the
-# default. Other starting values (PiSSA's, OLoRA's) change the base model too.
-KNOWN = {
-    "peft_type": ("LORA",),
-    "use_rslora": (False, True),
-    "use_dora": (False, True),
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
-    "alora_invocation_tokens": (None,),
-}
+CLASSIFIER = f"{PREFIX}classifier."
 
 
 def adapter_state(encoder: nn.Module) -> dict[str, Tensor]:
@@ -58,17 +52,24 @@ def save_adapter(
     within, extra = PREFIX, {}
     if classifier is not None:
         within = f"{PREFIX}bert."
-        extra = {f"{PREFIX}classifier.{name}": tensor for name, tensor in classifier.items()}
+        extra = {CLASSIFIER + name: tensor for name, tensor in classifier.items()}
     state = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(state | extra, folder / WEIGHTS)
-    adapted = adapted_names(encoder)
-    ranks = {name: encoder.get_submodule(name).lora_A.out_features for name in adapted}
-    ranks = {name: r for name, r in ranks.items() if r != rank}
-    config = {
-        "peft_type": "LORA",
+    about = {
         "task_type": "FEATURE_EXTRACTION" if classifier is None else "SEQ_CLS",
         "base_model_name_or_path": base,
+        "modules_to_save": None if classifier is None else list(HEADS),
+    }
+    write_json(about | _settings(encoder, method, rank, alpha, dropout), folder / CONFIG)
+
+
+def _settings(encoder: nn.Module, method: str, rank: int, alpha: float, dropout: float) -> dict:
+    adapted = adapted_names(encoder)
+    ranks = {name: encoder.get_submodule(name).lora_A.out_features for name in adapted}
+    alphas = {name: _alpha(encoder, name, METHODS[method]) for name in adapted}
+    return {
+        "peft_type": "LORA",
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
@@ -78,11 +79,9 @@ def save_adapter(
         "bias": "none",
         "fan_in_fan_out": False,
         "target_modules": adapted,
-        "modules_to_save": None if classifier is None else ["classifier", "score"],
-        "rank_pattern": ranks,
-        "alpha_pattern": {name: _alpha(encoder, name, METHODS[method]) for name in ranks},
+        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+        "alpha_pattern": {name: a for name, a in alphas.items() if not math.isclose(a, alpha)},
     }
-    write_json(config, folder / CONFIG)
 
 
 def _alpha(encoder: nn.Module, name: str, method: Method) -> float:
@@ -91,58 +90,57 @@ def _alpha(encoder: nn.Module, name: str, method: Method) -> float:
     return layer.scaling / method.scaling(1.0, layer.lora_A.out_features)
 
 
-def load_adapter(encoder: nn.Module, folder: Path, *, targets: tuple[str, ...]) -> None:
-    """Apply the adapter in a folder to a bare encoder, in place.
+def load_adapter(
+    encoder: nn.Module, folder: Path, *, targets: Sequence[str] | None = None
+) -> dict[str, Tensor] | None:
+    """Apply the adapter in a folder to a bare encoder, in place; the classifier's weight and bias, if any.
+
+    The layers that get an adapter are those the tensors' names say, or `targets` if they are to be checked.
 
     Raises:
-        InputError: if the folder's files are damaged, a setting is not `KNOWN`, or a key is missing,
-            unexpected or of another shape.
+        InputError: if the folder's files are damaged, a setting is unknown or not ours, or a key is missing,
+            unexpected or of another shape; the encoder is then as it was.
     """
-    path = folder / CONFIG
-    config = read_json(path)
-    for key, values in KNOWN.items():
-        got = config.get(key, None if key == "peft_type" else values[0])
-        if got not in values:
-            raise InputError(f"{path}: expected {key} {' or '.join(map(repr, values))}, got {got!r}")
-    rank, alpha = _number(config, "r", int, path), _number(config, "lora_alpha", float, path)
-    dropout, method = _number(config, "lora_dropout", float, path), _method_of(config, path)
-    ranks, alphas = (
-        _pattern(config, "rank_pattern", int, path),
-        _pattern(config, "alpha_pattern", float, path),
-    )
-    settings = {"rank": rank, "alpha": alpha, "ranks": ranks, "alphas": alphas}
-    try:
-        apply_method(encoder, method, dropout=dropout, targets=targets, **settings)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    file = folder / WEIGHTS
+    file, config = folder / WEIGHTS, read_adapter_config(folder / CONFIG)
     state = read_safetensors(file)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{PREFIX}classifier.")}
-    within = f"{PREFIX}bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else PREFIX
-    adapters = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
-    check_fits(state, adapters, f"{file}: does not fit {CONFIG} and the model")
+    fault = f"{file}: does not fit {CONFIG} and the model"
+    classifier = _take_classifier(state, fault) if config.has_head else None
+    within = "bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else ""
+    linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name in linears if f"{PREFIX}{within}{name}.lora_A.weight" in state]
+    if not names and targets is None:
+        wanted = f"{PREFIX}NAME.lora_A.weight of a linear layer of the model"
+        raise InputError(f"{fault}: expected {wanted}, got {min(state, default='nothing')!r}")
+    # First on the meta device, where it costs nothing: what is refused must not touch the encoder.
+    for model in (_without_data(encoder), encoder):
+        try:
+            _apply(model, config, within, place(names if targets is None else targets, linears))
+        except ValueError as error:
+            raise InputError(f"{folder / CONFIG}: {error}") from None
+        adapters = {PREFIX + within + name: tensor for name, tensor in adapter_state(model).items()}
+        check_fits(state, adapters, fault)
     for name, tensor in adapters.items():
         tensor.copy_(state[name])
+    return classifier
 
 
-def _method_of(config: dict, path: Path) -> Method:
-    chosen = [method for method in ("rslora", "dora") if config.get(f"use_{method}")]
-    if len(chosen) > 1:
-        raise InputError(f"{path}: expected use_rslora or use_dora, got both")
-    return METHODS[chosen[0] if chosen else "lora"]
+def _apply(model: nn.Module, config: AdapterConfig, within: str, names: list[str]) -> None:
+    ranks, alphas = by_layer(config.ranks, within, names), by_layer(config.alphas, within, names)
+    settings = {"rank": config.rank, "alpha": config.alpha, "ranks": ranks, "alphas": alphas}
+    apply_method(model, config.method, dropout=config.dropout, targets=names, **settings)
 
 
-def _number(config: dict, key: str, kind: type, path: Path) -> float:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not abs(value) < 2**31:
-        wanted = "a whole number" if kind is int else "a number"
-        raise InputError(f"{path}: expected {key} to be {wanted}, got {value!r}")
-    return value
+def _take_classifier(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
+    """The head's tensors, which are no longer in `state` then."""
+    head = {name: state.pop(name) for name in list(state) if name.startswith(CLASSIFIER)}
+    weight = head.get(f"{CLASSIFIER}weight", torch.empty(0))
+    outputs, inputs = weight.shape if weight.ndim == 2 else (0, 0)
+    shapes = {f"{CLASSIFIER}weight": (outputs, inputs), f"{CLASSIFIER}bias": (outputs,)}
+    check_fits(head, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, fault)
+    return {name.removeprefix(CLASSIFIER): tensor for name, tensor in head.items()}
 
 
-def _pattern(config: dict, key: str, kind: type, path: Path) -> dict[str, float]:
-    """Numbers by the whole names of layers; PEFT's patterns in general are refused as no layer's name."""
-    pattern = config.get(key) or {}
-    if not isinstance(pattern, dict):
-        raise InputError(f"{path}: expected {key} to be an object, got {pattern!r}")
-    return {name: _number(pattern, name, kind, path) for name in pattern}
+def _without_data(model: nn.Module) -> nn.Module:
+    """A copy on the meta device."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor.detach().to("meta") for tensor in tensors})

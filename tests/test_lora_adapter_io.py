@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft_models import (
+    FLAGS,
+    build,
+    made_by_peft,
+    move,
+    open_in_peft,
+    our_hidden,
+    our_logits,
+    save,
+    their_output,
+    transformers_model,
+)
 from safetensors.torch import load_file, save_file
 from tiny_bert import TINY
 from tolerances import tolerance
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora.adapter_io import adapter_state, load_adapter, save_adapter
+from lora.adapter_io import adapter_state, load_adapter
 from lora.methods import METHODS, apply_method
-from minibert.model import Bert, Sequences
 from minibert.weights import load_bert
 
 ADAPTED = ("lora", "rslora", "dora")
-FLAGS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}  # of PEFT's LoraConfig
 # Targets as ours, and as a PEFT user writes them: by suffix, so that `output.dense` is attention's too.
 TARGETS = {
     ("all",): ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
@@ -30,85 +40,11 @@ TARGETS = {
 }
 # rank, alpha: never alpha = 2r; a whole alpha, a default of rsLoRA's, rank 1
 SETTINGS = ((3, 5.0), (8, 2 * math.sqrt(8)), (1, 0.7), (12, 16))
-LENGTHS = (9, 16, 5)
 DTYPES = (torch.float64, torch.float32)
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
-
-
-def move(model: nn.Module) -> None:
-    """Moves A, B and m off their start, by whatever names they go."""
-    for name, tensor in model.named_parameters():
-        if "lora_" in name:
-            tensor.data += 0.1 * torch.randn(tensor.shape)
-
-
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """input_ids, token_type_ids and mask, padded [S, T]"""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(5, TINY.vocab_size, (len(LENGTHS), max(LENGTHS)), generator=generator)
-    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
-    return ids * mask, (torch.arange(max(LENGTHS)) > 3) * mask, mask
-
-
-def our_hidden(bert: Bert) -> Tensor:
-    ids, types, mask = inputs()
-    return bert.eval()(ids[mask], types[mask].long(), Sequences(LENGTHS)).detach()  # [M, H]
-
-
-def our_logits(bert: Bert, classifier: dict[str, Tensor]) -> Tensor:
-    first = our_hidden(bert)[[0, LENGTHS[0], LENGTHS[0] + LENGTHS[1]]]  # [S, H]
-    pooled = torch.tanh(bert.pooler["dense"](first)).detach()
-    return pooled @ classifier["weight"].to(pooled).T + classifier["bias"].to(pooled)
-
-
-def their_output(model: nn.Module) -> Tensor:
-    """hidden [M, H], or logits [S, C]"""
-    ids, types, mask = inputs()
-    with torch.no_grad():
-        out = model.eval()(input_ids=ids, token_type_ids=types.long(), attention_mask=mask.long())
-    return out.logits if hasattr(out, "logits") else out.last_hidden_state[mask]
-
-
-def transformers_model(tiny: Path, classes: int | None = None) -> nn.Module:
-    """The base model in transformers; its head is random."""
-    from transformers import BertForSequenceClassification, BertModel
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # says that the head is new
-    logging.disable_progress_bar()
-    if classes is None:
-        return BertModel.from_pretrained(tiny)
-    return BertForSequenceClassification.from_pretrained(tiny, num_labels=classes)
-
-
-def open_in_peft(model: nn.Module, folder: Path) -> nn.Module:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, folder)
-
-
-def made_by_peft(model: nn.Module, folder: Path, rank: int, alpha: float, **settings) -> nn.Module:
-    """PEFT's own model, its adapters and its head moved, saved to a folder."""
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, **settings))
-    move(model)
-    model.save_pretrained(folder)
-    return model
-
-
-def build(tiny: Path, method: str, targets: tuple[str, ...], rank: int, alpha: float) -> Bert:
-    bert = load_bert(tiny)
-    apply_method(bert, METHODS[method], rank=rank, alpha=alpha, targets=targets)
-    move(bert)
-    return bert
-
-
-def save(bert: Bert, folder: Path, method="lora", rank=3, alpha=5.0, **settings) -> Path:
-    settings = {"dropout": 0.1, "base": "some/model"} | settings
-    save_adapter(bert, folder, method=method, rank=rank, alpha=alpha, **settings)
-    return folder
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning:transformers", "ignore:The following .*_pattern keys did not match"
+)
 
 
 class TestPeftOpensOurs:
@@ -239,8 +175,8 @@ class TestWeOpenPefts:
         "settings",
         [
             {"use_dora": True, "use_rslora": True},
-            {"rank_pattern": {"query": 2}},
-            {"alpha_pattern": {"query": 9}},
+            {"rank_pattern": {".*y": 2}},
+            {"alpha_pattern": {"que|x": 9}},
             {"bias": "lora_only"},
             {"lora_bias": True},
             {"init_lora_weights": "pissa"},
@@ -346,8 +282,14 @@ class TestErrors:
             *[("use_rslora", value, "expected use_rslora False or True, got ") for value in ("yes", {})],
             ("use_dora", True, "adapter_model.safetensors: does not fit adapter_config.json and the model"),
             ("bias", "all", "expected bias 'none', got 'all'"),
-            ("rank_pattern", {"query": 2}, "for adapted layers alone, got one for 'query'"),
-            ("alpha_pattern", {"query": 2}, "for adapted layers alone, got one for 'query'"),
+            ("rank_pattern", {"query": 2}, "does not fit adapter_config.json and the model: "),
+            *[(key, {"(a+)+$": 2}, f"expected {key} to have layers' names for keys, got '(a+)+$'") for key in
+              ("rank_pattern", "alpha_pattern")],
+            *[(key, [3], f"expected {key} to be an object, got [3]") for key in
+              ("rank_pattern", "alpha_pattern")],
+            ("rank_pattern", {"query": 2.5}, "expected rank_pattern: query to be a whole number, got 2.5"),
+            ("alpha_pattern", {"query": "9"}, "expected alpha_pattern: query to be a number, got '9'"),
+            ("alpha_pattern", {"query": -1}, "scaling must be a positive number"),
             ("init_lora_weights", "pissa_niter_16", "expected init_lora_weights True or False or 'gaussian'"),
             ("alora_invocation_tokens", [1], "expected alora_invocation_tokens None, got [1]"),
         ],

@@ -181,7 +181,7 @@ def test_a_run_that_is_not_finished_is_not_used(own) -> None:
 
 NEEDED = {
     "rslora": ["config.json", "head.safetensors", "adapter/adapter_config.json",
-               "adapter/adapter_model.safetensors"],
+               "adapter/adapter_model.safetensors", "adapter/minibert.json"],
     "full": ["config.json", "head.safetensors", "model/config.json", "model/model.safetensors",
              "model/tokenizer.json"],
 }  # fmt: skip

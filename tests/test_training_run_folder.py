@@ -33,7 +33,11 @@ def test_a_run_writes_what_the_contract_says(
     model = {
         "full": {"model/config.json", "model/model.safetensors", "model/tokenizer.json"},
         "frozen": set(),
-    }.get(method, {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"})
+    }.get(
+        method,
+        {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/head.safetensors",
+         "adapter/minibert.json"},
+    )  # fmt: skip
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == model | {
         "config.json", "metrics.jsonl", "steps.jsonl", "result.json", "head.safetensors",

@@ -1,7 +1,7 @@
 """A run's folder: what a run leaves behind, and how it is read back.
 
 config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
-adapter/ (LoRA methods) or model/ (full)  head.safetensors  checkpoint/
+adapter/ (LoRA methods; see adapter_folder.py) or model/ (full)  head.safetensors  checkpoint/
 """
 
 import csv
@@ -14,17 +14,23 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
-from lora.adapter_io import load_adapter, save_adapter
 from lora.methods import METHODS
 from minibert.errors import InputError
-from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors, write_text
+from minibert.files import read_json, write_json, write_safetensors, write_text
 from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
 from minibert.weights import save_bert
 from tasks.model import TaskModel
+from training.adapter_folder import (
+    CARD,
+    HEAD,
+    load_adapter_folder,
+    load_heads,
+    read_card,
+    save_adapter_folder,
+)
+from training.adapter_folder import _classifier as _classifier  # training.export takes it from here
 from training.build import build_heads, build_tokenizer, load_encoder
 from training.config import Config, from_dict, to_dict
 from training.evaluate import Prediction
@@ -60,7 +66,16 @@ class RunFolder:
 
     @property
     def head(self) -> Path:
-        return self.path / "head.safetensors"
+        return self.path / HEAD
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the path is no run's but that of an adapter folder, which can be used alone."""
+        return (self.path / CARD).is_file()
 
     def check_free(self, resume: bool) -> None:
         """Before anything is loaded.
@@ -83,7 +98,7 @@ class RunFolder:
 
 
 def read_run_config(run: RunFolder) -> Config:
-    return from_dict(read_json(run.config), str(run.config))
+    return read_card(run.path).config if run.is_adapter else from_dict(read_json(run.config), str(run.config))
 
 
 def start_run(run: RunFolder, config: Config) -> None:
@@ -136,56 +151,39 @@ def keep_lines(path: Path, key: str, most: int) -> None:
 
 def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> None:
     """Write what was trained: an adapter or the whole encoder, and the heads."""
-    heads = model.heads.state_dict()
-    write_safetensors(heads, run.head)
+    write_safetensors(model.heads.state_dict(), run.head)
     method = METHODS[config.method]
     if method.layer:
-        save_adapter(
-            model.bert,
-            run.path / "adapter",
-            method=config.method,
-            rank=config.rank,
-            alpha=config.alpha,
-            dropout=config.lora_dropout,
-            base=config.model,
-            classifier=_classifier(config, model),
-        )
+        save_adapter_folder(run.adapter, config, model, base)
     elif method.trains_encoder:
         save_bert(model.bert, run.path / "model")
         shutil.copyfile(base / "tokenizer.json", run.path / "model" / "tokenizer.json")
 
 
-def _classifier(config: Config, model: TaskModel) -> dict[str, torch.Tensor] | None:
-    """The head, where it is what transformers' BertForSequenceClassification has: linear, on the pooler."""
-    siamese = any(config.siamese(task) for task in config.tasks)
-    if config.pooling != "pooler" or config.hidden_layers or siamese or len(config.tasks) > 1:
-        return None
-    return model.heads[config.task].output.state_dict()
-
-
 def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
-    """A finished run's model, in fp32 on the CPU, ready to predict.
+    """The model of a finished run, or of its adapter folder alone, in fp32 on the CPU, ready to predict.
 
     Raises:
-        InputError: if the folder is no finished run, or a file in it is missing or damaged.
+        InputError: if the folder is neither, or a file in it is missing, damaged or does not fit.
     """
     run = RunFolder(path)
+    if run.is_adapter:
+        config = read_run_config(run)
+        return config, *load_adapter_folder(path, config, run.head)
     if not run.config.is_file():
         raise InputError(f"{path}: expected a run's folder, there is no {run.config.name} in it")
     if not run.result.is_file():
         raise InputError(f"{path}: the run is not finished; train.py --resume --out {path} goes on with it")
     config = read_run_config(run)
     method = METHODS[config.method]
+    if method.layer:
+        return config, *load_adapter_folder(run.adapter, config, run.head)
     folder = path / "model" if method.trains_encoder else resolve(config.model)
     if method.trains_encoder and not (folder / MODEL_CONFIG).is_file():
         raise InputError(f"{folder}: expected the trained model, there is none")
     bert = load_encoder(replace(config, precision="fp32"), folder)
-    if method.layer:
-        load_adapter(bert, path / "adapter", targets=config.targets)
     model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
-    state = read_safetensors(run.head)
-    check_fits(state, model.heads.state_dict(), f"{run.head}: does not fit {run.config.name}")
-    model.heads.load_state_dict(state)
+    load_heads(model, run.head)
     return config, model.eval(), build_tokenizer(config, folder)
 
 
