@@ -7,17 +7,6 @@ import torch
 from torch import Tensor
 
 
-def lora_delta(lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    """ΔW = s · B A (Hu et al. 2021, eq. 3): lora_A [r, K], lora_B [N, r] -> [N, K]"""
-    return scaling * (lora_B @ lora_A)
-
-
-def lora_up_down(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
-    """s · x Aᵀ Bᵀ, never forming the dense ΔW: x [M, K] -> [M, N]"""
-    h = x @ lora_A.mT  # [M, r]
-    return scaling * h @ lora_B.mT  # [M, N]
-
-
 def lora_merge(
     weight: Tensor,
     lora_A: Tensor,

@@ -8,7 +8,7 @@ import torch
 from tolerances import tolerance
 from torch import Tensor
 
-from kernels.reference import dora_norm, lora_delta, lora_up_down
+from kernels.reference import dora_norm, lora_merge
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # M tokens, K in, N out, r: aligned, prime, rank 1, a rank that is no power of two, no token
@@ -36,41 +36,26 @@ def dtype(request) -> torch.dtype:
     return request.param
 
 
-def test_delta_is_s_times_b_a(shape, dtype):
+@pytest.mark.parametrize("with_magnitude", [False, True])
+@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
+def test_merged_weight_is_the_scaled_sum_rounded_once(shape, weight_dtype, dtype, with_magnitude):
     _, K, N, r = shape
-    A, B = numbers(r, K, dtype=dtype, seed=0), numbers(N, r, dtype=dtype, seed=1)
-    a, b = exact(A, B)
-    delta = lora_delta(A, B, 1.7)
-    assert delta.dtype == dtype
-    torch.testing.assert_close(delta.double(), torch.from_numpy(1.7 * np.dot(b, a)), **tolerance(dtype))
-
-
-def test_up_down_is_the_product_with_the_dense_update_and_so_are_its_gradients(shape, dtype):
-    M, K, N, r = shape
-    tensors = (
-        numbers(M, K, dtype=dtype, seed=0),
-        numbers(r, K, dtype=dtype, seed=1),
-        numbers(N, r, dtype=dtype, seed=2),
-    )
-    x, A, B = (tensor.requires_grad_() for tensor in tensors)
-    dy = numbers(M, N, dtype=dtype, seed=3)
-    y = lora_up_down(x, A, B, 1.7)
-    y.backward(dy)
-    xn, a, b, g = exact(x, A, B, dy)
-    expected = {
-        "y": (y, 1.7 * xn @ (b @ a).T),
-        "dx": (x.grad, 1.7 * g @ (b @ a)),
-        "dA": (A.grad, 1.7 * b.T @ (g.T @ xn)),
-        "dB": (B.grad, 1.7 * (g.T @ xn) @ a.T),
-    }
-    for name, (got, wanted) in expected.items():
-        assert got.dtype == dtype, name
-        torch.testing.assert_close(
-            got.double(),
-            torch.from_numpy(wanted),
-            **tolerance(dtype),
-            msg=lambda m, name=name: f"{name}: {m}",
-        )
+    W = numbers(N, K, dtype=weight_dtype, seed=0)
+    A, B = numbers(r, K, dtype=torch.float64, seed=1), numbers(N, r, dtype=torch.float64, seed=2)
+    m = numbers(N, dtype=torch.float64, seed=3) if with_magnitude else None
+    w, a, b = exact(W, A, B)
+    V = w + 1.7 * b @ a
+    norms = np.sqrt((V**2).sum(axis=1))
+    expected = torch.from_numpy(V if m is None else (m.numpy() / norms)[:, None] * V)
+    merged, norm = lora_merge(W, A, B, 1.7, m, dtype)
+    assert merged.dtype == dtype
+    within = {torch.float64: 1e-12}.get(dtype, torch.finfo(dtype).eps / 2 * (1 + 1e-3))
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # below, fewer digits are kept
+    torch.testing.assert_close(merged.double(), expected, rtol=within, atol=max(smallest, 1e-15))
+    assert (norm is None) == (m is None)
+    if m is not None:
+        torch.testing.assert_close(norm, torch.from_numpy(norms), **tolerance(torch.float64))
+    assert lora_merge(W, A, B, 1.7, m)[0].dtype == weight_dtype
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
