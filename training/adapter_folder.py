@@ -61,23 +61,22 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
         alpha=config.alpha,
         dropout=config.lora_dropout,
         base=config.model,
-        classifier=_classifier(config, model),
+        classifier=pooled_classifier(config, model),
     )
     write_safetensors(model.heads.state_dict(), folder / HEAD)
     # The golden outputs are those of the files, in fp32 on the CPU, whatever the run computed with.
     saved, tokenizer = _open(folder, config, base, folder / HEAD)
     golden = {}
     for task in config.tasks:
-        sides = len(task.text_columns)
-        texts = [(SENTENCES * 2)[i : i + sides] for i in range(len(SENTENCES))]
-        rows = zip(texts, _rounded(_logits(config, saved, tokenizer, task, texts)), strict=True)
+        texts = example_texts(task)
+        rows = zip(texts, _rounded(logits_of(config, saved, tokenizer, task, texts)), strict=True)
         golden[task.name] = [{"texts": one, "logits": logits} for one, logits in rows]
     about = {name: value for name, value in to_dict(config).items() if name in (*SETTINGS, "model")}
     about["outputs"] = {task.name: task.num_outputs for task in config.tasks}
     write_json(about | {"sha256": weights_sha256(base), "golden": golden}, folder / CARD)
 
 
-def _classifier(config: Config, model: TaskModel) -> dict[str, Tensor] | None:
+def pooled_classifier(config: Config, model: TaskModel) -> dict[str, Tensor] | None:
     """The head, where it is what transformers' BertForSequenceClassification has: linear, on the pooler."""
     siamese = any(config.siamese(task) for task in config.tasks)
     if config.pooling != "pooler" or config.hidden_layers or siamese or len(config.tasks) > 1:
@@ -108,7 +107,8 @@ def load_adapter_folder(folder: Path, config: Config, head: Path) -> tuple[TaskM
     model, tokenizer = _open(folder, config, base, head)
     for task in config.tasks:
         texts, logits = zip(*card.golden[task.name], strict=True)
-        _check_golden(f"{where}: {task.name}", texts, logits, _logits(config, model, tokenizer, task, texts))
+        got = logits_of(config, model, tokenizer, task, texts)
+        _check_golden(f"{where}: {task.name}", texts, logits, got)
     return model, tokenizer
 
 
@@ -171,8 +171,13 @@ def load_heads(model: TaskModel, file: Path) -> None:
     model.heads.load_state_dict(state)
 
 
+def example_texts(task: Task) -> list[tuple[str, ...]]:
+    """Each sentence, for a task of pairs with the next."""
+    return [(SENTENCES * 2)[i : i + len(task.text_columns)] for i in range(len(SENTENCES))]
+
+
 @torch.no_grad()
-def _logits(config: Config, model: TaskModel, tokenizer: Tokenizer, task: Task, texts: list) -> Tensor:
+def logits_of(config: Config, model: TaskModel, tokenizer: Tokenizer, task: Task, texts: list) -> Tensor:
     """[B, C]"""
     data = Dataset(task, [Example("golden", one, None) for one in texts], tokenizer, config.siamese(task))
     return model(task.name, data.collate(np.arange(len(data))))

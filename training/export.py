@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,20 +26,13 @@ from minibert.model import Bert
 from minibert.sources import WEIGHTS
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG, read_checkpoint, read_config, save_bert
-from tasks.base import Example, Task
-from tasks.data import Dataset
+from tasks.base import Task
 from tasks.model import TaskModel
+from training.adapter_folder import example_texts, logits_of, pooled_classifier
 from training.build import build_heads, build_tokenizer
 from training.config import Config
-from training.run_folder import RunFolder, _classifier, load_run
+from training.run_folder import RunFolder, load_run
 
-# What the run and its export are compared on; a pair is a text and the next.
-TEXTS = (
-    "A cat sleeps on the sofa.",
-    "A cat is asleep on the couch, and has been since breakfast.",
-    "Not a good film, but not a bad one: far too long, and the ending makes up for it.",
-    "No.",
-)
 SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 
 
@@ -52,7 +44,7 @@ class Exported:
     model: TaskModel  # the run's own, adapters and all
     has_classifier: bool  # the head is in the model's file
     has_pooling: bool  # sentence-transformers' files are there
-    logit_error: float  # max |Δ| over TEXTS
+    logit_error: float  # max |Δ| over a few examples
     max_logit: float
 
 
@@ -65,7 +57,7 @@ def export(path: Path, out: Path, dtype: torch.dtype) -> Exported:
     """
     with filling(out, path) as folder:
         config, model, tokenizer = load_run(path)
-        classifier = _classifier(config, model)
+        classifier = pooled_classifier(config, model)
         write_model(model.bert, classifier, config, dtype, folder)
         if classifier is None:
             shutil.copyfile(RunFolder(path).head, folder / RunFolder(folder).head.name)
@@ -195,16 +187,7 @@ def read_back(config: Config, folder: Path) -> tuple[TaskModel, Tokenizer]:
     return model.eval(), build_tokenizer(config, folder)
 
 
-@torch.no_grad()
 def example_logits(config: Config, model: TaskModel, tokenizer: Tokenizer) -> Tensor:
-    """Every task's logits for TEXTS, in one row."""
-    logits = []
-    for task in config.tasks:
-        sides = len(task.text_columns)
-        examples = [
-            Example(str(i), tuple(TEXTS[(i + side) % len(TEXTS)] for side in range(sides)), None)
-            for i in range(len(TEXTS))
-        ]
-        batch = Dataset(task, examples, tokenizer, config.siamese(task)).collate(np.arange(len(examples)))
-        logits.append(model(task.name, batch).flatten())  # [B C]
-    return torch.cat(logits)
+    """Every task's logits for a few sentences, in one row."""
+    logits = [logits_of(config, model, tokenizer, task, example_texts(task)) for task in config.tasks]
+    return torch.cat([one.flatten() for one in logits])

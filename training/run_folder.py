@@ -30,7 +30,6 @@ from training.adapter_folder import (
     read_card,
     save_adapter_folder,
 )
-from training.adapter_folder import _classifier as _classifier  # training.export takes it from here
 from training.build import build_heads, build_tokenizer, load_encoder
 from training.config import Config, from_dict, to_dict
 from training.evaluate import Prediction
