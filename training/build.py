@@ -22,7 +22,7 @@ from tasks.data import Dataset
 from tasks.heads import Head
 from tasks.model import TaskModel
 from tasks.reader import read_examples
-from training.config import Config
+from training.config import Config, flag
 from training.precision import DTYPES
 
 DEMO = Path(__file__).parent.parent / "tasks" / "demo"
@@ -108,16 +108,17 @@ def find_adapted(config: Config, bert: BertConfig) -> dict[str, int]:
         InputError: if a target matches nothing, adapts what is not used, or a rank is too large.
     """
     linears = linear_names(bert.num_hidden_layers, with_pooler=config.pooling == "pooler")
-    flags = {"--targets": config.targets, "--rank-pattern": config.rank_pattern}
+    at_fault = flag("targets")
     try:
         adapted = dict.fromkeys(place(config.targets, linears), config.rank)
-        flags.pop("--targets")
+        at_fault = flag("rank_pattern")
         adapted |= place_ranks(config.rank_pattern, list(adapted))
     except ValueError as error:
-        raise InputError(f"{next(iter(flags))}: {error}") from None
-    if max(adapted.values()) > bert.hidden_size:
-        most, got = bert.hidden_size, max(adapted.values())
-        raise InputError(f"--rank: expected at most the model's hidden size {most}, got {got}")
+        raise InputError(f"{at_fault}: {error}") from None
+    for name, rank in ((flag("rank"), config.rank), (flag("rank_pattern"), max(adapted.values()))):
+        if rank > bert.hidden_size:
+            most = bert.hidden_size
+            raise InputError(f"{name}: expected at most the model's hidden size {most}, got {rank}")
     return adapted
 
 
