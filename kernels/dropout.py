@@ -6,6 +6,8 @@ and the mask is applied by bitwise AND. Nothing of the generator has to be saved
 """
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,22 +51,21 @@ def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int, use
     return torch.from_numpy(-(bits >= drop).view(np.int8)).view(shape)
 
 
-class _MaskedScale(torch.autograd.Function):
-    """y = (x AND mask) · scale: a bit mask of 0 or -1 promotes to any width and is cheaper than a product."""
+class _Masked(torch.autograd.Function):
+    """y = mask(x), a linear function and its own gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return _masked_scale(x, mask, scale)
+    def forward(ctx, x: Tensor, mask: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.mask = mask
+        return mask(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return _masked_scale(grad, mask, ctx.scale), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.mask(grad), None
 
 
-def _masked_scale(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+def masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """(x AND mask) · scale: a bit mask of 0 or -1 promotes to any width and is cheaper than a product."""
     return (x.view(INTEGER[x.element_size()]) & mask).view(x.dtype).mul_(scale)
 
 
@@ -82,15 +83,19 @@ class Dropout(nn.Dropout):
         self.drop = 256 if p == 1 else min(round(256 * p), 255)  # of 256 byte values
 
     def forward(self, x: Tensor) -> Tensor:
+        return _Masked.apply(x, self.draw(x)) if self.training and self.drop else x
+
+    def draw(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """One mask for tensors like x, as the function that applies it; its own gradient, since linear."""
         if not self.training or self.drop == 0:
-            return x
+            return torch.positive  # +x, x itself
         if x.is_cuda:
-            return F.dropout(x, self.p)
+            return F.dropout(torch.ones_like(x), self.p).mul
         if self.drop == 256:
-            return x * 0
+            return torch.zeros_like(x).mul
         use = self.key.next_use(self.site)
         mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site, use)
-        return _MaskedScale.apply(x, mask, 256 / (256 - self.drop))
+        return partial(masked, mask=mask, scale=256 / (256 - self.drop))
 
 
 def install_dropout(model: nn.Module, seed: int) -> DropoutKey:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minibert.model import Sequences
+from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lora.adapter_io import save_adapter
 from lora.methods import METHODS, apply_method
-from minibert.model import Bert, Sequences
+from minibert.model import Bert
+from minibert.sequences import Sequences
 from minibert.weights import load_bert
 
 FLAGS = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}  # of PEFT's LoraConfig

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernels.dropout import Dropout, DropoutKey, install_dropout, keep_mask
-from minibert.model import Sequences
+from minibert.sequences import Sequences
 from minibert.weights import load_bert
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

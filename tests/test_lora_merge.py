@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import lora.merge as command
 import train
 from lora.layers import DoRALinear, LoRALinear
-from minibert.model import Sequences
 from minibert.pooling import POOLINGS
+from minibert.sequences import Sequences
 from training import export
 from training.run_folder import load_run
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lora.layers import DoRALinear, LoRALinear
 from lora.methods import METHODS, apply_method
 from lora.placement import TARGET_SETS, TARGETS, check_ranks, check_targets, linear_names, place, place_ranks
-from minibert.model import Bert, BertConfig, Sequences
+from minibert.model import Bert, BertConfig
+from minibert.sequences import Sequences
 from minibert.weights import load_bert
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,9 @@ from tiny_bert import TINY
 from tolerances import tolerance
 from torch import Tensor, nn
 
-from minibert.model import Bert, BertConfig, Sequences
+from minibert.model import Bert, BertConfig
 from minibert.pooling import POOLINGS
+from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from minibert.weights import load_bert
 
@@ -430,9 +431,13 @@ class TestSequences:
                 assert torch.equal(padded[j, :length], rows[8 * i + j])
                 assert padded[j, length:].count_nonzero() == 0
             visible = [[t < length for t in range(longest)] for length in own]
-            assert (block.mask is None) == all(itertools.chain(*visible))
-            assert block.mask is None or block.mask[:, 0, 0].tolist() == visible
-        assert torch.equal(torch.cat([block.unpad(block.pad(x)) for block in blocks]), x[:-3])
+            assert (block.beyond is None) == all(itertools.chain(*visible))
+            assert block.beyond is None or (~block.beyond[:, 0, 0]).tolist() == visible
+        back = torch.zeros_like(x)
+        for block in blocks:
+            block.unpad(block.pad(x), out=back)
+        assert torch.equal(back[:-3], x[:-3])
+        assert back[-3:].count_nonzero() == 0
 
     def test_a_forward_changes_no_argument(self):
         bert, sequences = Bert(TINY), Sequences((3, 4), filler=1)

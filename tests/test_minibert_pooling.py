@@ -8,8 +8,9 @@ from tiny_bert import TINY
 from tolerances import tolerance
 from torch import Tensor
 
-from minibert.model import Bert, Sequences
+from minibert.model import Bert
 from minibert.pooling import POOLINGS
+from minibert.sequences import Sequences
 from minibert.weights import load_bert
 
 LENGTHS = (3, 1, 7, 2, 9, 4, 8, 5, 1, 16, 2)  # more than one block of 8

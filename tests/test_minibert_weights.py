@@ -12,8 +12,9 @@ from tiny_bert import TINY, build_tiny
 from tolerances import tolerance
 from torch import Tensor
 
-from minibert.model import Bert, BertConfig, Sequences
+from minibert.model import Bert, BertConfig
 from minibert.pooling import POOLINGS
+from minibert.sequences import Sequences
 from minibert.weights import load_bert, read_config, save_bert
 
 QUERY = "encoder.layer.0.attention.self.query.weight"

@@ -180,9 +180,12 @@ def build_model(config: Config, folder: Path) -> TaskModel:
 
 
 def cast_frozen(bert: Bert) -> None:
-    """Keep in the dtype it computes in what stays as it is: not the adapters, nor the weights they adapt."""
+    """Keep in the dtype it computes in what stays as it is: not the adapters, nor the weights they adapt.
+
+    Those are copied, so that nothing keeps the checkpoint's whole file mapped into memory.
+    """
     for module in bert.modules():
-        if not isinstance(module, LoRALinear):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(bert.compute_dtype)
+        dtype = torch.float32 if isinstance(module, LoRALinear) else bert.compute_dtype
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype, copy=True)

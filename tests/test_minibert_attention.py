@@ -1,0 +1,102 @@
+"""Attention's own gradients: those of its equation, sequence by sequence, whatever dropout's mask."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kernels.dropout import Dropout as KeyedDropout
+from kernels.dropout import DropoutKey
+from minibert.attention import Attention
+from minibert.layers import Dropout
+from minibert.sequences import Sequences
+
+HEADS, HIDDEN = 2, 6
+LENGTHS, FILLER = (3, 1, 8, 5, 2, 4, 4, 7, 6, 3), 2  # two blocks
+
+
+class FixedDropout(nn.Module):
+    """The same masks at every forward, block by block, and open to be read."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks: list[Tensor] = []
+
+    def draw(self, x: Tensor):
+        generator = torch.Generator().manual_seed(x.shape[0] * 1000 + x.shape[-1])
+        mask = 1.5 * (torch.rand(x.shape, generator=generator) > 1 / 3).to(x.dtype)
+        self.masks.append(mask)
+        return mask.mul
+
+
+def random_rows(seed: int) -> list[Tensor]:
+    """q, k, v, [M, H] each."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (3, sum(LENGTHS) + FILLER, HIDDEN)
+    return list(torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_().unbind())
+
+
+def by_sequence(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor]) -> Tensor:
+    """The equation for one sequence and one head at a time, with PyTorch's gradients."""
+    by_row = [mask[i] for mask in masks for i in range(len(mask))]  # [N, T, T] for each sequence
+    size, first, out = HIDDEN // HEADS, 0, []
+    for length, mask in zip(LENGTHS, by_row, strict=True):
+        rows, heads = slice(first, first + length), []
+        for n in range(HEADS):
+            columns = slice(n * size, (n + 1) * size)
+            scores = q[rows, columns] @ k[rows, columns].T
+            probs = scores.exp() / scores.exp().sum(1, keepdim=True)
+            heads.append((probs * mask[n, :length, :length]) @ v[rows, columns])
+        out.append(torch.cat(heads, dim=1))
+        first += length
+    return torch.cat([*out, torch.zeros(FILLER, HIDDEN, dtype=q.dtype)])
+
+
+def test_values_and_gradients_are_those_of_the_equation_sequence_by_sequence():
+    rows, dropout = random_rows(0), FixedDropout()
+    ours = Attention.apply(*rows, Sequences(LENGTHS, FILLER), HEADS, dropout)
+    theirs = by_sequence(*rows, dropout.masks)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    weighing = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
+    gradients = [torch.autograd.grad((out * weighing).sum(), rows) for out in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_gradients_pass_gradcheck():
+    sequences, dropout = Sequences((3, 1, 5), filler=1), FixedDropout()
+    rows = [x[:10].detach().requires_grad_() for x in random_rows(2)]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: Attention.apply(q, k, v, sequences, HEADS, dropout), tuple(rows)
+    )
+
+
+def test_the_filler_sees_nothing_and_is_seen_by_none():
+    rows = random_rows(3)
+    out = Attention.apply(*rows, Sequences(LENGTHS, FILLER), HEADS, Dropout(0.0))
+    assert out[-FILLER:].count_nonzero() == 0
+    gradients = torch.autograd.grad(out.sum(), rows)
+    assert all(gradient[-FILLER:].count_nonzero() == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    "dropout", [Dropout(0.5), KeyedDropout(0.5, DropoutKey(0), 0)], ids=["plain", "keyed"]
+)
+class TestDraw:
+    def test_one_draw_is_applied_alike_again_and_again(self, dropout):
+        x = torch.randn(40, 50, generator=torch.Generator().manual_seed(0))
+        mask = dropout.train().draw(x)
+        kept = mask(x) != 0
+        assert torch.equal(mask(x), mask(x))
+        assert torch.equal(mask(x)[kept], 2 * x[kept])
+        assert abs(kept.float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(x.numel())
+
+    def test_nothing_is_dropped_in_eval(self, dropout):
+        x = torch.randn(4, 5)
+        assert dropout.eval().draw(x)(x) is x
+
+
+def test_a_keyed_draw_is_the_mask_that_the_layer_itself_applies():
+    x = torch.randn(33, 17, generator=torch.Generator().manual_seed(0))
+    one, other = (KeyedDropout(0.3, DropoutKey(5, step=2), site=4).train() for _ in range(2))
+    assert torch.equal(one(x), other.draw(x)(x))
