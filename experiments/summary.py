@@ -1,59 +1,113 @@
 """Runs -> a table: `python -m experiments.summary runs/*`. Mean and spread over seeds, a row per setting."""
 
+import csv
+import io
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 
 from minibert.errors import InputError
+from training.cli import Parser
+from training.config import Config, from_dict, to_dict
 from training.exit import run_command
 
-SAME = ("task", "pair", "method", "model", "data", "metric")  # what runs of one row have in common
-COLUMNS = ("task", "pair", "method", "trained", "seeds", "dev", "train", "seconds", "peak MiB")
+COLUMNS = ("task", "pair", "method", "settings", "trained", "seeds", "dev", "train", "seconds", "peak MiB")
+# What a line per run says of its result, beside its settings.
+RESULT = [
+    "metric",
+    "dev",
+    "best_epoch",
+    "train",
+    "train_seconds",
+    "tokens_per_second",
+    "peak_memory_mib",
+    "memory_above_start_mib",
+    "trainable_parameters",
+    "total_parameters",
+]
 
 
-def read_results(folders: Sequence[Path]) -> list[dict]:
-    """The result of each run.
+@dataclass(frozen=True)
+class Record:
+    """A finished run of one task: what it was told, and what came out."""
+
+    config: Config
+    result: dict
+
+    @property
+    def kind(self) -> tuple:
+        return self.config.task, self.config.pair, self.config.method, self.config.model, self.config.data
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self.config).items() if name != "seed"}
+
+
+def read_records(folders: Sequence[Path]) -> list[Record]:
+    """The runs in folders.
 
     Raises:
         InputError: if a folder holds no finished run of one task.
     """
     from minibert.files import read_json
 
-    results = []
+    records = []
     for folder in folders:
         path = folder / "result.json"
         if not path.is_file():
             raise InputError(f"{folder}: expected a finished run, there is no {path.name} in it")
         result = read_json(path)
-        missing = [key for key in (*SAME, "seed", "dev", "train", "train_seconds") if key not in result]
-        if missing or not isinstance(result["dev"], float):
+        if any(key not in result for key in RESULT) or not isinstance(result["dev"], float):
             raise InputError(f"{path}: expected the result of a run of one task")
-        results.append(result)
-    return results
+        config = folder / "config.json"
+        records.append(Record(from_dict(read_json(config), str(config)), result))
+    return records
 
 
-def rows(results: Sequence[dict]) -> list[tuple[str, ...]]:
+def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """A row for each setting, in the order given; seeds are never picked, a repeated one is an error.
 
     Raises:
         InputError: if two runs of a setting have the same seed.
     """
-    groups: dict[tuple, list[dict]] = defaultdict(list)
-    for result in results:
-        groups[tuple(str(result[key]) for key in SAME)].append(result)
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record.settings.items())].append(record)
     table = []
-    for (task, pair, method, *_), group in groups.items():
-        seeds = [result["seed"] for result in group]
+    for group in groups.values():
+        one = group[0]
+        task, pair, method, *_ = one.kind
+        differing = settings_that_differ([other for other in records if other.kind == one.kind])
+        settings = ", ".join(f"{name.replace('_', '-')} {shown(one.settings[name])}" for name in differing)
+        seeds = sorted(record.config.seed for record in group)
         if len(set(seeds)) < len(seeds):
-            raise InputError(f"{task} {pair} {method}: two runs have the same seed, of {sorted(seeds)}")
-        share = group[0]["trainable_parameters"] / group[0]["total_parameters"]
-        seconds = f"{mean(result['train_seconds'] for result in group):.0f}"
-        peak = f"{max(result['peak_memory_mib'] for result in group):.0f}"
-        scores = [spread([result[split] for result in group]) for split in ("dev", "train")]
-        table.append((task, pair, method, f"{share:.1%}", str(len(seeds)), *scores, seconds, peak))
+            raise InputError(f"{task} {pair} {method}: two runs have the same seed, of {seeds}")
+        results = [record.result for record in group]
+        share = f"{results[0]['trainable_parameters'] / results[0]['total_parameters']:.1%}"
+        scores = [spread([result[split] for result in results]) for split in ("dev", "train")]
+        seconds = f"{mean(result['train_seconds'] for result in results):.0f}"
+        peak = f"{max(result['peak_memory_mib'] for result in results):.0f}"
+        table.append((task, pair, method, settings, share, str(len(seeds)), *scores, seconds, peak))
     return table
+
+
+def settings_that_differ(records: Sequence[Record]) -> list[str]:
+    """The names of the settings that are not the same in all of them."""
+    first = records[0].settings
+    return [name for name in first if any(record.settings[name] != first[name] for record in records)]
+
+
+def shown(value: object) -> str:
+    return (
+        " ".join(value)
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def spread(values: Sequence[float]) -> str:
@@ -62,14 +116,35 @@ def spread(values: Sequence[float]) -> str:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *table]
+    """The table, without a column that is empty in every row."""
+    filled = [i for i in range(len(COLUMNS)) if any(row[i] for row in table)]
+    lines = [[row[i] for i in filled] for row in (COLUMNS, ["---"] * len(COLUMNS), *table)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def lines(records: Sequence[Record]) -> str:
+    """A line per run, as CSV: every setting, and its result. Of folders the last name alone."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*(one.name for one in fields(Config)), *RESULT])
+    for record in records:
+        settings = to_dict(record.config) | {"data": Path(record.config.data).name}
+        told = [" ".join(value) if isinstance(value, list) else value for value in settings.values()]
+        writer.writerow([*told, *(record.result[key] for key in RESULT)])
+    return text.getvalue()
+
+
 def main() -> int:
-    if len(sys.argv) < 2:
-        raise InputError("expected the folders of finished runs: python -m experiments.summary runs/*")
-    print(markdown(rows(read_results([Path(folder) for folder in sys.argv[1:]]))))
+    parser = Parser(prog="python -m experiments.summary", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--csv", type=Path, help="also write a line per run there: its settings, its result")
+    given = parser.parse_args()
+    records = read_records(given.runs)
+    print(markdown(rows(records)))
+    if given.csv:
+        from minibert.files import write_text
+
+        write_text(lines(records), given.csv)
     return 0
 
 

@@ -1,59 +1,99 @@
 """The table of runs says what the runs say."""
 
+import csv
 import json
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from small_runs import call
 
-from experiments.summary import markdown, read_results, rows
+from experiments.summary import COLUMNS, main, markdown, read_records, rows
+from lora.methods import METHODS
 from minibert.errors import InputError
+from training.config import Config, check, to_dict
+
+RESULT = {
+    "metric": "pearson",
+    "dev": 0.5,
+    "best_epoch": 2,
+    "train": 0.6,
+    "train_seconds": 10.0,
+    "tokens_per_second": 900.0,
+    "peak_memory_mib": 700.0,
+    "memory_above_start_mib": 300.0,
+    "trainable_parameters": 1,
+    "total_parameters": 50,
+}
 
 
-def write_result(folder: Path, **changes) -> Path:
-    result = {
-        "task": "sts",
-        "pair": "concat",
-        "method": "lora",
-        "model": "m",
-        "data": "d",
-        "metric": "pearson",
-        "seed": 0,
-        "dev": 0.5,
-        "train": 0.6,
-        "train_seconds": 10.0,
-        "peak_memory_mib": 700.0,
-        "trainable_parameters": 1,
-        "total_parameters": 50,
-    }
+def write_run(folder: Path, changes: dict | None = None, **settings) -> Path:
     folder.mkdir()
-    (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+    result, config = RESULT | (changes or {}), check(Config(**{"method": "lora"} | settings))
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(to_dict(config)), encoding="utf-8")
     return folder
 
 
 def test_a_row_has_the_mean_and_spread_over_its_seeds(tmp_path):
     scores = [0.81, 0.84, 0.86]
-    folders = [write_result(tmp_path / str(i), seed=i, dev=dev) for i, dev in enumerate(scores)]
-    folders.append(write_result(tmp_path / "other", method="full", dev=0.9))
-    lora, full = rows(read_results(folders))
-    assert lora[:5] == ("sts", "concat", "lora", "2.0%", "3")
-    assert lora[5] == f"{mean(scores):.4f} ± {stdev(scores):.4f}"
-    assert full[4:6] == ("1", "0.9000")
-    assert markdown([lora, full]).count("\n") == 3
+    folders = [write_run(tmp_path / str(i), {"dev": dev}, seed=i) for i, dev in enumerate(scores)]
+    folders.append(write_run(tmp_path / "other", {"dev": 0.9}, method="full"))
+    lora, full = (dict(zip(COLUMNS, row, strict=True)) for row in rows(read_records(folders)))
+    assert (lora["method"], lora["trained"], lora["seeds"]) == ("lora", "2.0%", "3")
+    assert lora["dev"] == f"{mean(scores):.4f} ± {stdev(scores):.4f}"
+    assert (full["seeds"], full["dev"]) == ("1", "0.9000")
+
+
+def test_a_setting_that_differs_makes_a_row_of_its_own_and_is_named(tmp_path):
+    told = [{}, {"lr": 0.01}, {"rank": 4, "alpha": 8.0}]
+    folders = [write_run(tmp_path / str(i), **settings) for i, settings in enumerate(told)]
+    lr = f"lr {METHODS['lora'].lr:g}"
+    column = [row[COLUMNS.index("settings")] for row in rows(read_records(folders))]
+    assert [one.split(", ") for one in column] == [
+        ["rank 8", "alpha 16", lr],
+        ["rank 8", "alpha 16", "lr 0.01"],
+        ["rank 4", "alpha 8", lr],
+    ]
+
+
+def test_a_column_that_says_nothing_is_left_out(tmp_path):
+    head, _, line = markdown(rows(read_records([write_run(tmp_path / "run")]))).splitlines()
+    assert "settings" not in head
+    assert head.count("|") == line.count("|") == len(COLUMNS)
+
+
+def test_a_line_per_run_is_written_as_csv(tmp_path):
+    folders = [write_run(tmp_path / str(i), {"dev": i / 10}, seed=i, data=str(tmp_path)) for i in range(2)]
+    ended = call(main, *folders, "--csv", tmp_path / "runs.csv")
+    assert (ended.code, ended.out.count("\n")) == (0, 3)
+    with open(tmp_path / "runs.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(one["seed"], one["dev"], one["method"]) for one in lines] == [
+        ("0", "0.0", "lora"),
+        ("1", "0.1", "lora"),
+    ]
+    assert {(one["data"], one["targets"], one["rank_pattern"]) for one in lines} == {
+        (tmp_path.name, "all", "")
+    }
 
 
 def test_a_seed_that_stands_there_twice_is_refused(tmp_path):
-    folders = [write_result(tmp_path / name, seed=1) for name in "ab"]
+    folders = [write_run(tmp_path / name, seed=1) for name in "ab"]
     with pytest.raises(InputError, match="same seed"):
-        rows(read_results(folders))
+        rows(read_records(folders))
 
 
 @pytest.mark.parametrize("changes", [{"dev": {"sts": 0.5}}, {"dev": None}])
 def test_what_is_no_result_of_one_task_is_refused(tmp_path, changes):
     with pytest.raises(InputError, match="one task"):
-        read_results([write_result(tmp_path / "run", **changes)])
+        read_records([write_run(tmp_path / "run", changes)])
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="finished run"):
-        read_results([tmp_path])
+        read_records([tmp_path])
+
+
+def test_no_runs_at_all_is_bad_usage():
+    assert call(main).code == 2
