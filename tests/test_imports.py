@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "tasks": {"tasks", "minibert"},
     "training": {"training", "tasks", "lora", "kernels", "minibert"},
     "experiments": {"experiments", "training", "tasks", "lora", "kernels", "minibert"},
+    "benchmarks": {"benchmarks", "experiments", "training", "tasks", "lora", "kernels", "minibert"},
     "train": {"training", "tasks", "lora", "kernels", "minibert"},
     "predict": {"training", "tasks", "lora", "kernels", "minibert"},
 }
