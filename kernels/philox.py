@@ -2,7 +2,7 @@
 
 Philox4x32 (Salmon et al. 2011) turns a counter of four 32-bit words and a key of two into 128 random bits.
 With counter (column // 8, row, step, site) and the seed as key, one call serves 8 columns of a row with
-16 bits each, lowest first. The same numbers come from `keep` in kernels/tiles.py, inside the kernels.
+16 bits each, lowest first. The same numbers come from `kept` in kernels/tiles.py, inside the kernels.
 """
 
 from dataclasses import dataclass
