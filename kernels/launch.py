@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 
-MAX_RANK = 64
 MAX_WIDTH = 8192  # of a row that lora_merge holds in registers
 
 
@@ -34,22 +33,28 @@ class Launch(NamedTuple):
 # Above the last rank matrix products are the faster way, and no kernel is launched.
 TABLE: dict[tuple[str, int], tuple[tuple[int, Launch], ...]] = {
     ("down", 75): ((4, Launch("broadcast", 16, 64, 4)), (16, Launch("broadcast", 8, 64, 4))),
-    ("down", 80): ((16, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 4))),
-    ("down", 90): ((16, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 4))),
+    ("down", 80): ((32, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 8))),
+    ("down", 90): ((32, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 8))),
     ("up", 75): ((64, Launch("rank-1", 32, 64, 4)),),
     ("up", 80): ((16, Launch("rank-1", 32, 64, 4)), (64, Launch("dot", 64, 64, 4))),
     ("up", 90): ((16, Launch("rank-1", 32, 64, 4)), (64, Launch("dot", 64, 64, 4))),
     ("outer", 75): (
         (2, Launch("broadcast", 16, 64, 4, splits=16)),
-        (16, Launch("dot-fp32", 32, 64, 2, splits=16)),
+        (16, Launch("dot-fp32", 32, 64, 2, 1, splits=16)),
     ),
     ("outer", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("outer", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("backward_x", 75): ((32, Launch("dot-fp32", 32, 64, 4, splits=16)),),
     ("backward_x", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("backward_x", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
-    ("backward_y", 80): ((64, Launch("dot", 32, 128, 4, splits=32)),),
-    ("backward_y", 90): ((64, Launch("dot", 32, 128, 4, splits=32)),),
+    ("backward_y", 80): (
+        (32, Launch("dot", 32, 128, 4, splits=32)),
+        (64, Launch("dot", 32, 128, 8, splits=32)),
+    ),
+    ("backward_y", 90): (
+        (32, Launch("dot", 32, 128, 4, splits=32)),
+        (64, Launch("dot", 32, 128, 8, splits=32)),
+    ),
     ("merge", 75): (
         (1024, Launch("rank-1", 2, 1024, 4)),
         (2048, Launch("rank-1", 1, 2048, 4)),
@@ -74,12 +79,6 @@ def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | No
         row = 75
     entries = TABLE.get((operation, row), ())
     return next((launch for limit, launch in entries if size <= limit), None)
-
-
-def padded_rank(rank: int, form: str) -> int:
-    """The next power of two, and at least what tl.dot takes on every version of Triton."""
-    power = 1 << (rank - 1).bit_length()
-    return max(16, power) if form.startswith("dot") else power
 
 
 def rows_per_split(M: int, launch: Launch) -> int:

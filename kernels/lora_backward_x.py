@@ -14,7 +14,15 @@ from torch import Tensor
 
 from kernels.launch import Launch, architecture, find, rows_per_split
 from kernels.philox import Mask
-from kernels.tiles import compiled_for, kept, load_tile, mask_arguments, rank_1_updates, store_tile
+from kernels.tiles import (
+    compiled_for,
+    kept,
+    load_tile,
+    load_transposed,
+    mask_arguments,
+    rank_1_updates,
+    store_tile,
+)
 
 SCALARS = ["M", "rows_each", "scale", "seed", "step", "site", "first_row", "threshold"]
 
@@ -53,9 +61,9 @@ def kernel(
         rows = start + tl.arange(0, ROWS)
         x = load_tile(x_ptr, rows, columns, end, K)  # [ROWS, COLUMNS]
         dx = load_tile(dx_ptr, rows, columns, end, K).to(tl.float32)
-        dh = load_tile(dh_ptr, rows, ranks, end, R)  # [ROWS, RANKS]
+        dht = load_transposed(dh_ptr, rows, ranks, end, R)  # [RANKS, ROWS]
         if FORM == "dot":
-            update = tl.dot(dh.to(x.dtype), A.to(x.dtype), input_precision="ieee")
+            update = tl.dot(tl.trans(dht.to(x.dtype)), A.to(x.dtype), input_precision="ieee")
         else:
             update = rank_1_updates(dh_ptr, A_ptr, rows, columns, end, R, K, ROWS, COLUMNS)
         if DROPOUT:
@@ -63,10 +71,9 @@ def kernel(
             x = tl.where(keep, x, 0.0)
             update = tl.where(keep, update, 0.0)
         store_tile(dx_ptr, dx + scale * update, rows, columns, end, K)
-        if FORM == "dot":
-            dA = tl.dot(tl.trans(dh.to(x.dtype)), x, dA, input_precision="ieee")
-        else:
-            dA = tl.dot(tl.trans(dh.to(tl.float32)), x.to(tl.float32), dA, input_precision="ieee")
+        if FORM == "dot-fp32":
+            x = x.to(tl.float32)
+        dA = tl.dot(dht.to(x.dtype), x, dA, input_precision="ieee")
     store_tile(partial_ptr + split * R * K, dA * scale, ranks, columns, R, K)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.launch import Launch, architecture, find, rows_per_split
 from kernels.philox import Mask
-from kernels.tiles import compiled_for, fma, kept, load_tile, mask_arguments, store_tile
+from kernels.tiles import compiled_for, fma, kept, load_tile, load_transposed, mask_arguments, store_tile
 
 SCALARS = ["M", "rows_each", "scale", "seed", "step", "site", "first_row", "threshold"]
 
@@ -53,16 +53,17 @@ def kernel(
     for start in range(split * rows_each, end, ROWS):
         rows = start + tl.arange(0, ROWS)
         x = load_tile(x_ptr, rows, columns, end, K)  # [ROWS, COLUMNS]
-        h = load_tile(h_ptr, rows, ranks, end, R)  # [ROWS, RANKS]
         if DROPOUT:
             keep = kept(rows, first_column, seed, step, site, first_row, threshold, ROWS, COLUMNS)
             x = tl.where(keep, x, 0.0)
         if FORM == "broadcast":
+            h = load_tile(h_ptr, rows, ranks, end, R)  # [ROWS, RANKS]
             total = fma(h.to(tl.float32)[:, :, None], x.to(tl.float32)[:, None, :], total)
-        elif FORM == "dot-fp32":
-            total = tl.dot(tl.trans(h.to(tl.float32)), x.to(tl.float32), total, input_precision="ieee")
         else:
-            total = tl.dot(tl.trans(h.to(x.dtype)), x, total, input_precision="ieee")
+            ht = load_transposed(h_ptr, rows, ranks, end, R)  # [RANKS, ROWS]
+            if FORM == "dot-fp32":
+                x = x.to(tl.float32)
+            total = tl.dot(ht.to(x.dtype), x, total, input_precision="ieee")
     product = tl.sum(total, axis=0) if FORM == "broadcast" else total
     product = product * scale
     if gain_ptr is not None:

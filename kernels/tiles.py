@@ -4,10 +4,12 @@ import triton
 import triton.language as tl
 from triton.runtime import KernelInterface
 
-from kernels.launch import Launch, padded_rank
+from kernels.launch import Launch
 from kernels.philox import ROUNDS, Mask
 
 PHILOX_ROUNDS = tl.constexpr(ROUNDS)
+# The fewest rows tl.dot takes of fp32 operands: 1 in Triton 3.9, 16 in 3.4. Tensor cores take 16.
+FEWEST_ROWS = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 
 
 @triton.jit
@@ -18,6 +20,13 @@ def load_tile(pointer, rows, columns, height, width: tl.constexpr):
     """
     inside = (rows[:, None] < height) & (columns[None, :] < width)
     return tl.load(pointer + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def load_transposed(pointer, rows, columns, height, width: tl.constexpr):
+    """[columns, rows] of a matrix [height, width], 0 outside: loaded as it is used, so that none is moved."""
+    inside = (rows[None, :] < height) & (columns[:, None] < width)
+    return tl.load(pointer + rows[None, :] * width + columns[:, None], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -75,6 +84,12 @@ def mask_arguments(mask: Mask | None) -> tuple[int, int, int, int, int]:
     if mask is None:
         return (0, 0, 0, 0, 0)
     return (mask.signed_seed, mask.step, mask.site, mask.first_row, mask.threshold)
+
+
+def padded_rank(rank: int, form: str) -> int:
+    """The next power of two, and at least what tl.dot takes."""
+    power = 1 << (rank - 1).bit_length()
+    return max({"dot": 16, "dot-fp32": FEWEST_ROWS}.get(form, 1), power)
 
 
 def compiled_for(
