@@ -1,10 +1,75 @@
 """What each operation of the low-rank path computes, in plain PyTorch: the definition and the oracle.
 
-Letters: M tokens, K input features, N output features, r rank. Weights as stored, `[out, in]`.
+Letters: M tokens, K input features, N output features, r rank. Weights as stored, `[out, in]`, but B is
+passed as Bᵀ [r, N]: then every operation reads its rank-sized matrix as [r, columns], and the same ones
+serve forward (x, A) and backward (dy, Bᵀ). Sums are in fp32, or in fp64 if any operand is.
+
+    x̃ = x ⊙ keep / (1 - p), x itself without a mask; g is 1 where no gain is given
 """
 
 import torch
 from torch import Tensor
+
+from kernels.philox import Mask
+
+
+def lora_down(
+    x: Tensor, A: Tensor, scale: float = 1.0, mask: Mask | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """h = scale · (g ⊙ x̃) Aᵀ: x [M, K], A [r, K], g [K] -> [M, r], in fp32 or better.
+
+    Also dh = s · (g ⊙ dy) B, as lora_down(dy, Bᵀ, s, gain=g).
+    """
+    dtype = wide(x, A)
+    return scale * (_gained(_dropped(x, mask), gain).to(dtype) @ A.to(dtype).mT)
+
+
+def lora_up(
+    y: Tensor,
+    h: Tensor,
+    Bt: Tensor,
+    scale: float = 1.0,
+    mask: Mask | None = None,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """y ← g ⊙ (y + scale · keep / (1 - p) ⊙ (h Bᵀ)) + b, in place: y [M, N], h [M, r], Bᵀ [r, N], g, b [N].
+
+    Without a mask the second half of a forward pass; with one, dx += keep / (1 - p) ⊙ (dh A).
+    """
+    dtype = wide(y, h, Bt)
+    update = _dropped(scale * (h.to(dtype) @ Bt.to(dtype)), mask)  # [M, N]
+    total = _gained(y + update, gain)
+    return y.copy_(total if bias is None else total + bias)
+
+
+def lora_outer(
+    h: Tensor, x: Tensor, scale: float = 1.0, mask: Mask | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """scale · hᵀ (g ⊙ x̃): h [M, r], x [M, K], g [K] -> [r, K], in fp32 or better.
+
+    dA = lora_outer(dh, x, mask=mask) and dBᵀ = lora_outer(h, dy, s, gain=g).
+    """
+    dtype = wide(h, x)
+    return scale * _gained(h.to(dtype).mT @ _dropped(x, mask).to(dtype), gain)
+
+
+def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Mask | None = None) -> Tensor:
+    """dx ← dx + keep / (1 - p) ⊙ (dh A), in place, and dA = dhᵀ x̃: x, dx [M, K], dh [M, r], A [r, K]."""
+    lora_up(dx, dh, A, mask=mask)
+    return lora_outer(dh, x, mask=mask)
+
+
+def lora_backward_y(
+    dy: Tensor, h: Tensor, Bt: Tensor, scale: float = 1.0, gain: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """dh = scale · (g ⊙ dy) B [M, r] and dBᵀ = scale · hᵀ (g ⊙ dy) [r, N]: dy [M, N], h [M, r], Bᵀ [r, N]."""
+    return lora_down(dy, Bt, scale, gain=gain), lora_outer(h, dy, scale, gain=gain)
+
+
+def lora_drop(x: Tensor, mask: Mask) -> Tensor:
+    """x̃ = x ⊙ keep / (1 - p), stored: [M, K] -> [M, K]. For ranks at which matrix products are worth it."""
+    return _dropped(x, mask).to(x.dtype)
 
 
 def lora_merge(
@@ -41,3 +106,19 @@ def row_norm(V: Tensor) -> Tensor:
     """‖V‖ per row, [N]; of a row of zeros the smallest number instead of 0."""
     norm = V.norm(dim=1)
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """What the operands are summed in: fp64 if any of them is, else fp32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def _dropped(x: Tensor, mask: Mask | None) -> Tensor:
+    """x̃, in fp32 or better: scaled before anything is rounded"""
+    if mask is None:
+        return x
+    return (x.to(wide(x)) * mask.scale).masked_fill(~mask.keep(*x.shape, device=x.device), 0)
+
+
+def _gained(x: Tensor, gain: Tensor | None) -> Tensor:
+    return x if gain is None else x.to(wide(x)) * gain

@@ -8,7 +8,17 @@ import torch
 from tolerances import tolerance
 from torch import Tensor
 
-from kernels.reference import dora_norm, lora_merge
+from kernels.philox import Mask
+from kernels.reference import (
+    dora_norm,
+    lora_backward_x,
+    lora_backward_y,
+    lora_down,
+    lora_drop,
+    lora_merge,
+    lora_outer,
+    lora_up,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # M tokens, K in, N out, r: aligned, prime, rank 1, a rank that is no power of two, no token
@@ -81,3 +91,110 @@ def test_norm_survives_an_update_that_cancels_the_weight():
     assert ratio.max() > 1e4  # otherwise this tests nothing
     error = np.abs(dora_norm(W, A, B, 2.0).double().numpy() / expected - 1)
     assert (error < 4 * np.finfo(np.float32).eps * ratio).all()
+
+
+MASKS = (None, Mask(0.3, seed=7, step=2, site=1))
+
+
+def kept(mask: Mask | None, rows: int, columns: int) -> np.ndarray:
+    """keep / (1 - p) with the p that the mask rounds to"""
+    if mask is None:
+        return np.ones((rows, columns))
+    return mask.keep(rows, columns).numpy() / (1 - round(mask.p * 65536) / 65536)
+
+
+def assert_near(got: Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
+    torch.testing.assert_close(got.double(), torch.from_numpy(expected), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=["all", "dropout"])
+@pytest.mark.parametrize("with_gain", [False, True])
+class TestLowRankProducts:
+    """Activations in any dtype, parameters and low-rank values in fp32, or fp64 with fp64 activations."""
+
+    def test_down(self, shape, dtype, mask, with_gain):
+        M, K, _, r = shape
+        fine = torch.promote_types(dtype, torch.float32)
+        x, A = numbers(M, K, dtype=dtype, seed=0), numbers(r, K, dtype=fine, seed=1)
+        g = numbers(K, dtype=fine, seed=2) if with_gain else None
+        x64, A64, g64 = exact(x, A, numbers(K, dtype=fine, seed=2) if with_gain else torch.ones(K))
+        h = lora_down(x, A, 1.7, mask, g)
+        assert h.dtype == fine
+        assert_near(h, 1.7 * (g64 * x64 * kept(mask, M, K)) @ A64.T, fine)
+
+    def test_up_is_in_place(self, shape, dtype, mask, with_gain):
+        M, _, N, r = shape
+        fine = torch.promote_types(dtype, torch.float32)
+        y, h = numbers(M, N, dtype=dtype, seed=0), numbers(M, r, dtype=fine, seed=1)
+        Bt, b = numbers(r, N, dtype=fine, seed=2), numbers(N, dtype=fine, seed=3)
+        g = numbers(N, dtype=fine, seed=4) if with_gain else None
+        y64, h64, Bt64, b64, g64 = exact(y, h, Bt, b, torch.ones(N) if g is None else g)
+        product = 1.7 * kept(mask, M, N) * (h64 @ Bt64)
+        for bias in (None, b):
+            expected = g64 * (y64 + product) + (0 if bias is None else b64)
+            changed = y.clone()
+            assert lora_up(changed, h, Bt, 1.7, mask, g, bias) is changed
+            assert changed.dtype == dtype
+            assert_near(changed, expected, dtype)
+
+    def test_outer(self, shape, dtype, mask, with_gain):
+        M, K, _, r = shape
+        fine = torch.promote_types(dtype, torch.float32)
+        h, x = numbers(M, r, dtype=fine, seed=0), numbers(M, K, dtype=dtype, seed=1)
+        g = numbers(K, dtype=fine, seed=2) if with_gain else None
+        h64, x64, g64 = exact(h, x, torch.ones(K) if g is None else g)
+        dA = lora_outer(h, x, 1.7, mask, g)
+        assert dA.dtype == fine
+        assert_near(dA, 1.7 * h64.T @ (g64 * x64 * kept(mask, M, K)), fine)
+
+    def test_the_fused_passes_are_the_ones_they_fuse(self, shape, dtype, mask, with_gain):
+        M, K, _, r = shape
+        fine = torch.promote_types(dtype, torch.float32)
+        x, dx = numbers(M, K, dtype=dtype, seed=0), numbers(M, K, dtype=dtype, seed=1)
+        h, A = numbers(M, r, dtype=fine, seed=2), numbers(r, K, dtype=fine, seed=3)
+        g = numbers(K, dtype=fine, seed=4) if with_gain else None
+        x64, dx64, h64, A64, g64 = exact(x, dx, h, A, torch.ones(K) if g is None else g)
+        changed = dx.clone()
+        dA = lora_backward_x(x, changed, h, A, mask)
+        assert_near(dA, h64.T @ (x64 * kept(mask, M, K)), fine)
+        assert_near(changed, dx64 + kept(mask, M, K) * (h64 @ A64), dtype)
+        dh, dBt = lora_backward_y(x, h, A, 1.7, g)
+        assert_near(dh, 1.7 * (g64 * x64) @ A64.T, fine)
+        assert_near(dBt, 1.7 * h64.T @ (g64 * x64), fine)
+
+
+def test_drop_keeps_the_dtype_and_scales_what_is_kept(dtype):
+    x = numbers(9, 21, dtype=dtype, seed=0)
+    dropped = lora_drop(x, MASKS[1])
+    assert dropped.dtype == dtype
+    assert_near(dropped, exact(x)[0] * kept(MASKS[1], 9, 21), dtype)
+
+
+def test_what_is_dropped_may_be_infinite():
+    x = torch.full((1, 64), math.inf)
+    keep = MASKS[1].keep(1, 64)
+    assert not keep.all()
+    assert lora_drop(x, MASKS[1])[~keep].eq(0).all()
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=["all", "dropout"])
+def test_the_operations_make_up_a_layers_exact_gradients(mask):
+    """Against autograd on y = g ⊙ (x Wᵀ + s · x̃ Aᵀ Bᵀ) + b, with g held constant."""
+    M, K, N, r, s = 11, 13, 17, 3, 1.7
+    x, W, A, B, b, g, dy = (
+        numbers(*size, dtype=torch.float64, seed=seed)
+        for seed, size in enumerate([(M, K), (N, K), (r, K), (N, r), (N,), (N,), (M, N)])
+    )
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, A, B)]
+    dropped = leaves[0] * torch.from_numpy(kept(mask, M, K))
+    expected_y = g * (leaves[0] @ W.T + s * dropped @ leaves[1].T @ leaves[2].T) + b
+    expected = torch.autograd.grad(expected_y, leaves, dy)
+
+    Bt = B.T.contiguous()
+    h = lora_down(x, A, mask=mask)
+    y = lora_up(x @ W.T, h, Bt, s, gain=g, bias=b)
+    dh, dBt = lora_backward_y(dy, h, Bt, s, gain=g)
+    dx = (g * dy) @ W
+    dA = lora_backward_x(x, dx, dh, A, mask)
+    for got, want in zip((y, dx, dA, dBt.T), (expected_y, *expected), strict=True):
+        torch.testing.assert_close(got, want.detach(), **tolerance(torch.float64))

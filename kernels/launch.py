@@ -1,0 +1,86 @@
+"""How every kernel is launched, per architecture and rank: the one table, and what the letters in it mean.
+
+A form is how a kernel multiplies:
+
+    broadcast   a 3-D accumulator [rows, r, columns], one fused multiply-add per element and rank, summed once
+                after the loop: nothing passes through shared memory within it
+    rank-1      acc += h[:, i] b[i, :] for each rank i: no padding, no shared memory; for products that widen
+    dot-fp32    tl.dot of fp32 operands at full precision, which is fused multiply-adds on every architecture
+    dot         tl.dot of operands in the activations' dtype: tensor cores from sm_80 on
+
+Triton has no tensor cores below sm_80 since 3.3, and on sm_75 a dot this narrow is bound by shared memory,
+not by arithmetic: there the first two carry what is bound by memory, and matrix products do the rest. So it
+is for fp32 activations on any architecture, which tensor cores would round to TF32.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+MAX_WIDTH = 8192  # of a row that lora_merge holds in registers
+
+
+class Launch(NamedTuple):
+    form: str
+    rows: int
+    columns: int
+    warps: int
+    stages: int = 2
+    splits: int = 1  # partial sums over the rows, added up in a fixed order afterwards
+
+
+# (operation, architecture) -> ((up to this rank, launch), ...); of merge, up to this width.
+# Above the last rank matrix products are the faster way, and no kernel is launched.
+TABLE: dict[tuple[str, int], tuple[tuple[int, Launch], ...]] = {
+    ("down", 75): ((4, Launch("broadcast", 16, 64, 4)), (16, Launch("broadcast", 8, 64, 4))),
+    ("down", 80): ((32, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 8))),
+    ("down", 90): ((32, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 8))),
+    ("up", 75): ((64, Launch("rank-1", 32, 64, 4)),),
+    ("up", 80): ((16, Launch("rank-1", 32, 64, 4)), (64, Launch("dot", 64, 64, 4))),
+    ("up", 90): ((16, Launch("rank-1", 32, 64, 4)), (64, Launch("dot", 64, 64, 4))),
+    ("outer", 75): (
+        (2, Launch("broadcast", 16, 64, 4, splits=16)),
+        (16, Launch("dot-fp32", 32, 64, 2, 1, splits=16)),
+    ),
+    ("outer", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
+    ("outer", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
+    ("backward_x", 75): ((32, Launch("dot-fp32", 32, 64, 4, splits=16)),),
+    ("backward_x", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
+    ("backward_x", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
+    ("backward_y", 80): (
+        (32, Launch("dot", 32, 128, 4, splits=32)),
+        (64, Launch("dot", 32, 128, 8, splits=32)),
+    ),
+    ("backward_y", 90): (
+        (32, Launch("dot", 32, 128, 4, splits=32)),
+        (64, Launch("dot", 32, 128, 8, splits=32)),
+    ),
+    ("merge", 75): (
+        (1024, Launch("rank-1", 2, 1024, 4)),
+        (2048, Launch("rank-1", 1, 2048, 4)),
+        (4096, Launch("rank-1", 1, 4096, 8)),
+        (8192, Launch("rank-1", 1, 8192, 16)),
+    ),
+    ("drop", 75): ((64, Launch("rank-1", 32, 64, 4)),),
+}  # fmt: skip
+
+
+def architecture(device: torch.device) -> int:
+    """The table's row for a device: 75, 80 or 90, the next lower one for those between; 75 interpreted."""
+    if device.type != "cuda":
+        return 75
+    major, minor = torch.cuda.get_device_capability(device)
+    return max([row for row in (75, 80, 90) if row <= 10 * major + minor], default=75)
+
+
+def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | None:
+    """The launch for activations in `dtype` and a rank (of merge, a width), or None if none pays."""
+    if dtype == torch.float32 or (operation, row) not in TABLE:
+        row = 75
+    entries = TABLE.get((operation, row), ())
+    return next((launch for limit, launch in entries if size <= limit), None)
+
+
+def rows_per_split(M: int, launch: Launch) -> int:
+    """A multiple of the tile's rows, so that no tile belongs to two partial sums."""
+    return -(-M // (launch.splits * launch.rows)) * launch.rows

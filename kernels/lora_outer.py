@@ -1,0 +1,100 @@
+"""scale · hᵀ (g ⊙ x̃) [r, K]: the gradient of A as (dh, x), that of Bᵀ as (h, dy).
+
+The rows are split among programs, each of which writes a partial sum that a second pass adds up, always in
+the same order: two runs give the same bits, which atomic additions would not.
+
+Bytes: x once (2 M K in half precision), h once per block of columns, from the cache after the first
+(4 M r); partial sums written and read (8 · splits · r K), the result written (4 r K). FLOPs: 2 M K r.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.launch import Launch, architecture, find, rows_per_split
+from kernels.philox import Mask
+from kernels.tiles import compiled_for, fma, kept, load_tile, load_transposed, mask_arguments, store_tile
+
+SCALARS = ["M", "rows_each", "scale", "seed", "step", "site", "first_row", "threshold"]
+
+
+@triton.jit(do_not_specialize=SCALARS)
+def kernel(
+    h_ptr,  # [M, R], fp32
+    x_ptr,  # [M, K]
+    gain_ptr,  # [K] or None
+    partial_ptr,  # [splits, R, K], fp32
+    M: tl.int32,
+    rows_each: tl.int32,
+    scale: tl.float32,
+    seed: tl.int64,
+    step: tl.int32,
+    site: tl.int32,
+    first_row: tl.int32,
+    threshold: tl.int32,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    RANKS: tl.constexpr,  # R, padded
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    FORM: tl.constexpr,
+):
+    first_column = tl.program_id(0) * COLUMNS
+    columns = first_column + tl.arange(0, COLUMNS)
+    split = tl.program_id(1)
+    ranks = tl.arange(0, RANKS)
+    if FORM == "broadcast":
+        total = tl.zeros((ROWS, RANKS, COLUMNS), tl.float32)
+    else:
+        total = tl.zeros((RANKS, COLUMNS), tl.float32)
+    end = tl.minimum((split + 1) * rows_each, M)
+    for start in range(split * rows_each, end, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        x = load_tile(x_ptr, rows, columns, end, K)  # [ROWS, COLUMNS]
+        if DROPOUT:
+            keep = kept(rows, first_column, seed, step, site, first_row, threshold, ROWS, COLUMNS)
+            x = tl.where(keep, x, 0.0)
+        if FORM == "broadcast":
+            h = load_tile(h_ptr, rows, ranks, end, R)  # [ROWS, RANKS]
+            total = fma(h.to(tl.float32)[:, :, None], x.to(tl.float32)[:, None, :], total)
+        else:
+            ht = load_transposed(h_ptr, rows, ranks, end, R)  # [RANKS, ROWS]
+            if FORM == "dot-fp32":
+                x = x.to(tl.float32)
+            total = tl.dot(ht.to(x.dtype), x, total, input_precision="ieee")
+    product = tl.sum(total, axis=0) if FORM == "broadcast" else total
+    product = product * scale
+    if gain_ptr is not None:
+        gain = tl.load(gain_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+        product = product * gain[None, :]
+    store_tile(partial_ptr + split * R * K, product, ranks, columns, R, K)
+
+
+def lora_outer(
+    h: Tensor,
+    x: Tensor,
+    scale: float = 1.0,
+    mask: Mask | None = None,
+    gain: Tensor | None = None,
+    launch: Launch | None = None,
+) -> Tensor:
+    """As kernels.reference has it: h [M, r], x [M, K], g [K] -> [r, K], fp32."""
+    (M, K), rank = x.shape, h.shape[1]
+    launch = launch or find("outer", architecture(x.device), x.dtype, rank)
+    rows_each = rows_per_split(M, launch)
+    splits = triton.cdiv(M, max(rows_each, 1))
+    partial = torch.empty(splits, rank, K, dtype=torch.float32, device=x.device)
+    kernel[(triton.cdiv(K, launch.columns), splits)](
+        h,
+        x,
+        gain,
+        partial,
+        M,
+        rows_each,
+        scale * (1 if mask is None else mask.scale),
+        *mask_arguments(mask),
+        **compiled_for(kernel, K, rank, mask, launch),
+    )
+    return partial.sum(0)

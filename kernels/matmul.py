@@ -1,0 +1,53 @@
+"""The low-rank operations as matrix products in the activations' dtype: for ranks at which cuBLAS is faster.
+
+Where a mask is given, x̃ is regenerated and stored for the length of one operation. Signatures and meaning
+are those of kernels.reference; what passes between the operations stays in fp32.
+"""
+
+from torch import Tensor
+
+from kernels.philox import Mask
+
+
+def lora_down(
+    x: Tensor, A: Tensor, scale: float = 1.0, mask: Mask | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """h = scale · (g ⊙ x̃) Aᵀ [M, r], with g on A, the smaller of the two."""
+    A = A if gain is None else A * gain
+    return scale * (_dropped(x, mask) @ A.to(x.dtype).mT).float()
+
+
+def lora_up(
+    y: Tensor,
+    h: Tensor,
+    Bt: Tensor,
+    scale: float = 1.0,
+    mask: Mask | None = None,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """y ← g ⊙ (y + scale · keep / (1 - p) ⊙ (h Bᵀ)) + b, in place [M, N]."""
+    h, Bt = h.to(y.dtype), Bt.to(y.dtype)
+    if mask is None:
+        y.addmm_(h, Bt, alpha=scale)
+    else:
+        y.add_(_dropped(h @ Bt, mask), alpha=scale)
+    if gain is not None:
+        y.mul_(gain)
+    return y if bias is None else y.add_(bias)
+
+
+def lora_outer(
+    h: Tensor, x: Tensor, scale: float = 1.0, mask: Mask | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """scale · hᵀ (g ⊙ x̃) [r, K]"""
+    product = scale * (h.to(x.dtype).mT @ _dropped(x, mask)).float()
+    return product if gain is None else product * gain
+
+
+def _dropped(x: Tensor, mask: Mask | None) -> Tensor:
+    if mask is None:
+        return x
+    from kernels.lora_drop import lora_drop  # here, as this file is imported where there is no Triton too
+
+    return lora_drop(x, mask)

@@ -1,0 +1,228 @@
+"""Which computation each device, dtype and rank gets, and what is refused with which words."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from kernels import dispatch, matmul, reference
+from kernels.philox import Mask
+
+ROOT = Path(__file__).parents[1]
+M, K, N, R = 5, 24, 16, 3
+MASK = Mask(0.25, seed=1, step=2, site=3)
+SIZES = {"x": (M, K), "dx": (M, K), "y": (M, N), "dy": (M, N), "h": (M, R), "dh": (M, R), "A": (R, K),
+         "Bt": (R, N), "W": (N, K), "B": (N, R), "m": (N,), "gK": (K,), "gN": (N,), "b": (N,)}  # fmt: skip
+# What each operation is called with: tensors by name, or values
+CALLS = {
+    "lora_down": ("x", "A", 1.5, MASK, "gK"),
+    "lora_up": ("y", "h", "Bt", 1.5, MASK, "gN", "b"),
+    "lora_outer": ("h", "x", 1.5, MASK, "gK"),
+    "lora_backward_x": ("x", "dx", "dh", "A", MASK),
+    "lora_backward_y": ("dy", "h", "Bt", 1.5, "gN"),
+    "lora_merge": ("W", "A", "B", 1.5, "m", torch.float16),
+    "dora_norm": ("W", "A", "B", 1.5),
+}
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(*size, generator=generator) for name, size in SIZES.items()}
+
+
+def call(module, name: str, given: dict[str, torch.Tensor]):
+    return getattr(module, name)(*(given[one] if isinstance(one, str) else one for one in CALLS[name]))
+
+
+class OnGpu(NamedTuple):
+    """What the choice looks at in a CUDA tensor, without one."""
+
+    dtype: torch.dtype = torch.float16
+    shape: tuple[int, int] = (64, 768)
+    is_cuda: bool = True
+    device: str = "cuda:0"
+
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Called with an architecture: dispatch as on such a GPU, with Triton installed."""
+
+    def use(architecture: int) -> None:
+        monkeypatch.setattr(dispatch, "architecture", lambda device: architecture)
+        monkeypatch.setattr(dispatch, "triton_version", lambda: "3.9.0")
+        dispatch._say.cache_clear()
+
+    return use
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_cpu_gets_the_reference(name: str):
+    one, two = tensors(), tensors()
+    got, expected = call(dispatch, name, one), call(reference, name, two)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.testing.assert_close(one, two, rtol=0, atol=0)  # what is changed in place too
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_tensor_must_be_where_the_others_are_and_of_the_right_shape(name: str):
+    operands = [one for one in CALLS[name] if isinstance(one, str)]
+    for operand in operands:
+        wrong = tensors()
+        # Twice the tokens, where it is from this tensor's width that the rank is read
+        wrong[operand] = torch.cat([wrong[operand]] * 2, dim=0 if operand == "h" else -1)
+        with pytest.raises(ValueError, match=r"\[.*\]"):
+            call(dispatch, name, wrong)
+        elsewhere = tensors()
+        elsewhere[operand] = elsewhere[operand].to("meta")
+        with pytest.raises(RuntimeError, match=r"on one device: .* on meta"):
+            call(dispatch, name, elsewhere)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_strided_and_integer_tensors_are_refused(name: str):
+    for operand in (one for one in CALLS[name] if isinstance(one, str) and one != "B"):
+        strided, integer = tensors(), tensors()
+        strided[operand] = torch.stack([strided[operand]] * 2, dim=-1)[..., 0]
+        with pytest.raises(ValueError, match="must be contiguous, got strides"):
+            call(dispatch, name, strided)
+        integer[operand] = integer[operand].long()
+        with pytest.raises(TypeError, match="must be floating point, got torch.int64"):
+            call(dispatch, name, integer)
+
+
+def test_rank_0_and_stacks_of_matrices_are_refused():
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        dispatch.lora_down(torch.ones(2, 8), torch.ones(0, 8))
+    with pytest.raises(ValueError, match=r"x must have two dimensions, got \[2, 3, 8\]"):
+        dispatch.lora_down(torch.ones(2, 3, 8), torch.ones(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "operation", "rank", "dtype", "module"),
+    [
+        (75, "down", 8, torch.float16, "kernels.lora_down"),
+        (75, "down", 16, torch.float32, "kernels.lora_down"),
+        (75, "down", 17, torch.float16, "kernels.matmul"),
+        (75, "up", 64, torch.float16, "kernels.lora_up"),
+        (75, "outer", 32, torch.float16, "kernels.matmul"),
+        (80, "down", 64, torch.bfloat16, "kernels.lora_down"),
+        (80, "down", 65, torch.bfloat16, "kernels.matmul"),
+        (80, "down", 64, torch.float32, "kernels.matmul"),
+        (90, "backward_y", 8, torch.float16, "kernels.lora_backward_y"),
+        (90, "outer", 8, torch.float64, "kernels.reference"),
+    ],
+)
+def test_a_gpu_gets_the_kernel_where_it_pays(gpu, architecture, operation, rank, dtype, module):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    gpu(architecture)
+    chosen = dispatch.choose(operation, OnGpu(dtype), OnGpu(torch.float32, (rank, 768)))
+    assert chosen.__module__ == module
+    assert chosen.__name__ == f"lora_{operation}"
+
+
+def test_fp64_among_the_factors_is_not_rounded_to_what_kernels_sum_in(gpu):
+    gpu(80)
+    assert dispatch.choose("down", OnGpu(), OnGpu(torch.float64, (8, 768))) is reference.lora_down
+    assert dispatch.choose_for_weight("dora_norm", OnGpu(), OnGpu(torch.float64)) is reference.dora_norm
+
+
+def test_bf16_activations_are_refused_below_sm_80(gpu):
+    gpu(75)
+    with pytest.raises(TypeError, match="bfloat16 activations need sm_80"):
+        dispatch.choose("down", OnGpu(torch.bfloat16), OnGpu(torch.float32, (8, 768)))
+
+
+@pytest.mark.parametrize(
+    ("x", "version", "said"),
+    [
+        (OnGpu(shape=(2**21, 1024)), "3.9.0", "2^31 elements"),
+        (OnGpu(), None, "Triton is not installed"),
+    ],
+    ids=["large", "no Triton"],
+)
+def test_the_reference_on_a_gpu_says_why_once(gpu, monkeypatch, caplog, x, version, said):
+    gpu(75)
+    monkeypatch.setattr(dispatch, "triton_version", lambda: version)
+    with caplog.at_level(logging.WARNING, "kernels.dispatch"):
+        for _ in range(3):
+            assert dispatch.choose("down", x, OnGpu(torch.float32, (8, 1024))) is reference.lora_down
+    assert [said in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_weight_too_wide_for_registers_is_merged_unfused(gpu, caplog):
+    gpu(80)
+    with caplog.at_level(logging.WARNING, "kernels.dispatch"):
+        chosen = dispatch.choose_for_weight("lora_merge", OnGpu(shape=(8, 8193)), OnGpu(torch.float32))
+    assert chosen is reference.lora_merge
+    assert "more than 8192 inputs" in caplog.text
+
+
+def test_an_old_triton_is_an_error_and_an_absent_one_is_none(monkeypatch):
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    for version, verdict in (("3.1.0", RuntimeError), ("3.2.0", "3.2.0"), ("3.10.0+git1", "3.10.0+git1")):
+        dispatch.triton_version.cache_clear()
+        monkeypatch.setattr(triton, "__version__", version)
+        if verdict is RuntimeError:
+            with pytest.raises(RuntimeError, match=r"Triton 3.1.0 is too old .* triton>=3.2"):
+                dispatch.triton_version()
+        else:
+            assert dispatch.triton_version() == verdict
+    dispatch.triton_version.cache_clear()
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert dispatch.triton_version() is None
+    dispatch.triton_version.cache_clear()
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "dropout"])
+@pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
+def test_matrix_products_compute_what_the_reference_does(monkeypatch, mask, full):
+    monkeypatch.setattr(
+        matmul, "_dropped", lambda x, mask: x if mask is None else reference.lora_drop(x, mask)
+    )
+    given = tensors()
+    x, y, h, A, Bt = (given[name] for name in ("x", "y", "h", "A", "Bt"))
+    gK, gN, b = (given[name] if full else None for name in ("gK", "gN", "b"))
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    for operation, arguments in (("lora_down", (x, A, 1.5, mask, gK)), ("lora_outer", (h, x, 1.5, mask, gK))):
+        got, expected = getattr(matmul, operation)(*arguments), getattr(reference, operation)(*arguments)
+        torch.testing.assert_close(got, expected, **near)
+    got = matmul.lora_up(y.clone(), h, Bt, 1.5, mask, gN, b)
+    torch.testing.assert_close(got, reference.lora_up(y.clone(), h, Bt, 1.5, mask, gN, b), **near)
+
+
+def test_no_import_of_the_dispatch_brings_in_triton():
+    code = "import sys, kernels.dispatch; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("rank", [1, 8, 24, 64, 80])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float16, 2e-3), (torch.float32, 2e-5)], ids=str)
+def test_every_route_on_a_gpu_agrees_with_float64(name, rank, dtype, within):
+    generator = torch.Generator().manual_seed(0)
+    larger = {M: 100, K: 384, N: 136, R: rank}
+    activations = ("x", "dx", "y", "dy")
+    given = {
+        key: torch.randn(*(larger[length] for length in size), generator=generator).to(
+            "cuda", dtype if key in activations else torch.float32
+        )
+        for key, size in SIZES.items()
+    }
+    exact = {key: one.double() for key, one in given.items()}
+    got, expected = call(dispatch, name, given), call(reference, name, exact)
+    pairs = zip(*(one if isinstance(one, tuple) else (one,) for one in (got, expected)), strict=True)
+    for one, two in [*pairs, *((given[key], exact[key]) for key in activations)]:
+        error = (one.double() - two.double()).norm() / two.double().norm()
+        assert error <= max(within, 2e-3 if name == "lora_merge" else 0)
