@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kernels.launch import Launch
 
 ARCHITECTURES = (75, 80, 90)
-OPERATIONS = ("down", "up", "outer", "backward_x", "backward_y", "merge", "drop")
+OPERATIONS = ("down", "up", "outer", "outer_dot", "backward_x", "backward_y", "merge", "drop")
 RANKS = (1, 8, 16, 32, 64)
 WIDTHS = (384, 768, 1536, 3072)  # MiniLM's and BERT's hidden and intermediate sizes
 GOLDEN = Path(__file__).with_name("golden_instructions.json")
@@ -152,15 +152,15 @@ def main() -> int:
         raise InputError("Triton is not installed: there is nothing to compile with") from None
     from kernels.compiled import compile_kernel
 
-    golden = {} if given.update else load_golden(triton.__version__)
+    golden = load_golden(triton.__version__)
     rows = []
     for case in (case for operation in given.operations or OPERATIONS for case in cases(operation)):
         found = compile_kernel(*case)
-        count = golden.get(case.name)
+        count = None if given.update else golden.get(case.name)
         rows.append((case, found, count, faults(case, found, count)))
     print(table(rows))
     if given.update:
-        counts = {case.name: found.instructions for case, found, _, _ in rows}
+        counts = golden | {case.name: found.instructions for case, found, _, _ in rows}
         text = json.dumps({"triton": triton.__version__, "instructions": counts}, indent=1)
         GOLDEN.write_text(text + "\n", encoding="utf-8")
     failed = [(case, wrong) for case, _, _, wrong in rows if wrong]

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.launch import Launch
+from kernels.launch import KERNEL_OF, Launch
 from kernels.philox import Mask
 from kernels.tiles import compiled_for
 
@@ -25,6 +25,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 # Pointers to activations, in a case's dtype; all others are parameters or low-rank values, in fp32.
 ACTIVATIONS = {"x_ptr", "dx_ptr", "y_ptr", "dy_ptr", "dropped_ptr", "merged_ptr"}
 OPTIONAL = {"gain_ptr", "bias_ptr", "magnitude_ptr"}
+ONLY_OUTER_DOT = {"y_ptr", "bias_ptr"}  # of the kernel of lora_outer
 
 
 class Compiled(NamedTuple):
@@ -43,11 +44,12 @@ def compile_kernel(
     operation: str, architecture: int, rank: int, width: int, dtype: str, launch: Launch, full: bool
 ) -> Compiled:
     """`dtype` is that of the activations, as Triton writes it (fp16); `full`: with mask, gain and bias."""
-    kernel = importlib.import_module(f"kernels.lora_{operation}").kernel
-    mask = Mask(0.1, seed=0, step=0, site=0) if full else None
+    kernel = importlib.import_module(f"kernels.lora_{KERNEL_OF.get(operation, operation)}").kernel
+    mask = Mask(0.1, seed=0, step=0, site=0) if full and operation != "outer_dot" else None
     constants = compiled_for(kernel, width, rank, mask, launch)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    constants |= {} if full else {name: None for name in kernel.arg_names if name in OPTIONAL}
+    absent = (set() if full else OPTIONAL) | (ONLY_OUTER_DOT if operation == "outer" else set())
+    constants |= {name: None for name in kernel.arg_names if name in absent}
     signature = {parameter.name: _type(parameter, dtype, constants) for parameter in kernel.params}
     # As Triton finds them at run time: PyTorch's allocations are aligned to 16 bytes and more.
     aligned = {

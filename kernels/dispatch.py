@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from kernels import matmul, reference
-from kernels.launch import MAX_WIDTH, architecture, find
+from kernels.launch import KERNEL_OF, MAX_WIDTH, architecture, find
 from kernels.philox import Mask
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,20 @@ def lora_outer(
     (M, K), rank = _matrix("x", x), _matrix("h", h)[1]
     _check(rank, x=(x, (M, K)), h=(h, (M, rank)), gain=(gain, (K,)))
     return _call(choose("outer", x, h.mT), h, x, scale, mask, gain)
+
+
+def lora_outer_dot(
+    h: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    scale: float = 1.0,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and Σ_M dy ⊙ (y - b) [N]: h [M, r], dy, y [M, N], g, b [N]."""
+    (M, N), rank = _matrix("dy", dy), _matrix("h", h)[1]
+    _check(rank, dy=(dy, (M, N)), h=(h, (M, rank)), y=(y, (M, N)), gain=(gain, (N,)), bias=(bias, (N,)))
+    return _call(choose("outer_dot", dy, h.mT), h, dy, y, scale, gain, bias)
 
 
 def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Mask | None = None) -> Tensor:
@@ -127,7 +141,7 @@ def choose(operation: str, x: Tensor, factor: Tensor, *others: Tensor) -> Callab
         raise TypeError(f"bfloat16 activations need sm_80, {x.device} is older: use float16")
     if _without_launch(operation, x, rank):
         return getattr(matmul, name)
-    return getattr(importlib.import_module(f"kernels.{name}"), name)
+    return getattr(importlib.import_module(f"kernels.lora_{KERNEL_OF.get(operation, operation)}"), name)
 
 
 def choose_for_weight(name: str, weight: Tensor, lora_B: Tensor) -> Callable:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 MAX_WIDTH = 8192  # of a row that lora_merge holds in registers
+KERNEL_OF = {"outer_dot": "outer"}  # operations that have the kernel, and the launches, of another
 
 
 class Launch(NamedTuple):
@@ -75,6 +76,7 @@ def architecture(device: torch.device) -> int:
 
 def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | None:
     """The launch for activations in `dtype` and a rank (of merge, a width), or None if none pays."""
+    operation = KERNEL_OF.get(operation, operation)
     if dtype == torch.float32 or (operation, row) not in TABLE:
         row = 75
     entries = TABLE.get((operation, row), ())

@@ -4,6 +4,7 @@ Where a mask is given, x̃ is regenerated and stored for the length of one opera
 are those of kernels.reference; what passes between the operations stays in fp32.
 """
 
+import torch
 from torch import Tensor
 
 from kernels.philox import Mask
@@ -43,6 +44,19 @@ def lora_outer(
     """scale · hᵀ (g ⊙ x̃) [r, K]"""
     product = scale * (h.to(x.dtype).mT @ _dropped(x, mask)).float()
     return product if gain is None else product * gain
+
+
+def lora_outer_dot(
+    h: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    scale: float = 1.0,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and Σ_M dy ⊙ (y - b) [N]"""
+    z = y if bias is None else y - bias.to(y.dtype)
+    return lora_outer(h, dy, scale, gain=gain), (dy * z).sum(0, dtype=torch.float32)
 
 
 def _dropped(x: Tensor, mask: Mask | None) -> Tensor:

@@ -54,6 +54,23 @@ def lora_outer(
     return scale * _gained(h.to(dtype).mT @ _dropped(x, mask).to(dtype), gain)
 
 
+def lora_outer_dot(
+    h: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    scale: float = 1.0,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and Σ_M dy ⊙ (y - b) [N]: h [M, r], dy, y [M, N], g, b [N].
+
+    What DoRA's B and m need of dy, as y - b = g ⊙ z and dm = Σ_M dy ⊙ z / ‖V‖.
+    """
+    z = y.to(wide(dy, y))
+    dots = (dy * (z if bias is None else z - bias)).sum(0)
+    return lora_outer(h, dy, scale, gain=gain), dots
+
+
 def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Mask | None = None) -> Tensor:
     """dx ← dx + keep / (1 - p) ⊙ (dh A), in place, and dA = dhᵀ x̃: x, dx [M, K], dh [M, r], A [r, K]."""
     lora_up(dx, dh, A, mask=mask)

@@ -20,7 +20,7 @@ from kernels.lora_backward_y import lora_backward_y
 from kernels.lora_down import lora_down
 from kernels.lora_drop import lora_drop
 from kernels.lora_merge import dora_norm, lora_merge
-from kernels.lora_outer import lora_outer
+from kernels.lora_outer import lora_outer, lora_outer_dot
 from kernels.lora_up import lora_up
 from kernels.philox import Mask
 
@@ -145,6 +145,19 @@ def test_outer(M, width, full, rank, dtype, launch):
 
 
 @cases
+@each("outer")
+def test_outer_dot(M, width, full, rank, dtype, launch):
+    h, dy, y = (numbers(M, size, dtype=kind, seed=size) for size, kind in
+                ((rank, torch.float32), (width, dtype), (width, dtype)))  # fmt: skip
+    g, b = numbers(width, seed=2), numbers(width, seed=3)
+    h64, dy64, y64, g64, b64 = exact(h, dy, y, *((g, b) if full else (torch.ones(1), torch.zeros(1))))
+    arguments = (1.7, g, b) if full else (1.7,)
+    dBt, dots = lora_outer_dot(h, dy, y, *arguments, launch=launch)
+    assert_near(dBt, 1.7 * h64.T @ (g64 * dy64), summed(dtype, launch))
+    assert_near(dots, (dy64 * (y64 - b64)).sum(axis=0), STORED[torch.float32])
+
+
+@cases
 @each("backward_x")
 def test_backward_x(M, width, full, rank, dtype, launch):
     x, dx = numbers(M, width, dtype=dtype, seed=0), numbers(M, width, dtype=dtype, seed=1)
@@ -221,6 +234,7 @@ def every_operation(launch_row: int = 75) -> dict[str, Tensor]:
         "down": lora_down(x, A, 1.3, MASK, g, launch=launch("down")),
         "up": lora_up(y, h, A, 1.3, MASK, g, g, launch=launch("up")),
         "outer": lora_outer(h, x, 1.3, MASK, g, launch=launch("outer")),
+        "outer_dot": lora_outer_dot(h, x, y, 1.3, g, g, launch=launch("outer"))[1],
         "backward_x": lora_backward_x(x, dx, h, A, MASK, launch=launch("backward_x")),
         "dx": dx,
         "drop": lora_drop(x, MASK),

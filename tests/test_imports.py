@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "predict": {"training", "tasks", "lora", "kernels", "minibert"},
 }
 # Modules that are run: each may import what predict.py may, and nothing imports it.
-SCRIPTS = {"lora.verify", "lora.merge", "kernels.audit"}
+SCRIPTS = {"lora.verify", "lora.merge", "kernels.audit", "kernels.roofline"}
 # Formats whose reader runs code, and ways to run text as code.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "imp"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
@@ -188,6 +188,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "lora.verify", "one", "two"], 2),
         (["-m", "kernels.audit", "--help"], 0),
         (["-m", "kernels.audit", "nope"], 2),
+        (["-m", "kernels.roofline", "--help"], 0),
+        (["-m", "kernels.roofline", "--device", "abacus"], 2),
     ],
     ids=str,
 )

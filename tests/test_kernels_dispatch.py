@@ -22,6 +22,7 @@ CALLS = {
     "lora_down": ("x", "A", 1.5, MASK, "gK"),
     "lora_up": ("y", "h", "Bt", 1.5, MASK, "gN", "b"),
     "lora_outer": ("h", "x", 1.5, MASK, "gK"),
+    "lora_outer_dot": ("h", "dy", "y", 1.5, "gN", "b"),
     "lora_backward_x": ("x", "dx", "dh", "A", MASK),
     "lora_backward_y": ("dy", "h", "Bt", 1.5, "gN"),
     "lora_merge": ("W", "A", "B", 1.5, "m", torch.float16),
@@ -118,6 +119,8 @@ def test_rank_0_and_stacks_of_matrices_are_refused():
         (80, "down", 64, torch.bfloat16, "kernels.lora_down"),
         (80, "down", 65, torch.bfloat16, "kernels.matmul"),
         (80, "down", 64, torch.float32, "kernels.matmul"),
+        (80, "outer_dot", 8, torch.float16, "kernels.lora_outer"),
+        (75, "outer_dot", 64, torch.float16, "kernels.matmul"),
         (90, "backward_y", 8, torch.float16, "kernels.lora_backward_y"),
         (90, "outer", 8, torch.float64, "kernels.reference"),
     ],
@@ -196,6 +199,10 @@ def test_matrix_products_compute_what_the_reference_does(monkeypatch, mask, full
     for operation, arguments in (("lora_down", (x, A, 1.5, mask, gK)), ("lora_outer", (h, x, 1.5, mask, gK))):
         got, expected = getattr(matmul, operation)(*arguments), getattr(reference, operation)(*arguments)
         torch.testing.assert_close(got, expected, **near)
+    arguments = (h, y, y.sin(), 1.5, gN, b)
+    torch.testing.assert_close(
+        matmul.lora_outer_dot(*arguments), reference.lora_outer_dot(*arguments), **near
+    )
     got = matmul.lora_up(y.clone(), h, Bt, 1.5, mask, gN, b)
     torch.testing.assert_close(got, reference.lora_up(y.clone(), h, Bt, 1.5, mask, gN, b), **near)
 

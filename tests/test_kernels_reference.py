@@ -17,6 +17,7 @@ from kernels.reference import (
     lora_drop,
     lora_merge,
     lora_outer,
+    lora_outer_dot,
     lora_up,
 )
 
@@ -161,6 +162,12 @@ class TestLowRankProducts:
         dh, dBt = lora_backward_y(x, h, A, 1.7, g)
         assert_near(dh, 1.7 * (g64 * x64) @ A64.T, fine)
         assert_near(dBt, 1.7 * h64.T @ (g64 * x64), fine)
+        y, b = numbers(M, K, dtype=dtype, seed=5), numbers(K, dtype=fine, seed=6)
+        y64, b64 = exact(y, b)
+        dBt, dots = lora_outer_dot(h, x, y, 1.7, g, b)
+        assert_near(dBt, 1.7 * h64.T @ (g64 * x64), fine)
+        assert_near(dots, (x64 * (y64 - b64)).sum(axis=0), fine)
+        assert_near(lora_outer_dot(h, x, y)[1], (x64 * y64).sum(axis=0), fine)
 
 
 def test_drop_keeps_the_dtype_and_scales_what_is_kept(dtype):
