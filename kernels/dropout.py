@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.philox import Mask, Masking
+
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-point number's size in bytes
 
 
@@ -96,6 +98,20 @@ class Dropout(nn.Dropout):
         use = self.key.next_use(self.site)
         mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site, use)
         return partial(masked, mask=mask, scale=256 / (256 - self.drop))
+
+    def draw_rows(self, x: Tensor) -> Masking:
+        """The same for x [M, K] in the low-rank path, whose kernels draw the mask themselves."""
+        if not x.is_cuda:
+            return self.draw(x)
+        site = (self.key.next_use(self.site) << 16) + self.site
+        return Mask(self.p, self.key.seed, self.key.step, site)
+
+
+def draw(dropout: nn.Dropout, x: Tensor) -> Masking:
+    """A mask for x [M, K] by any dropout layer; of one without a key, from PyTorch's random numbers."""
+    if isinstance(dropout, Dropout):
+        return dropout.draw_rows(x)
+    return F.dropout(torch.ones_like(x), dropout.p).mul
 
 
 def install_dropout(model: nn.Module, seed: int) -> DropoutKey:

@@ -5,6 +5,7 @@ With counter (column // 8, row, step, site) and the seed as key, one call serves
 16 bits each, lowest first. The same numbers come from `kept` in kernels/tiles.py, inside the kernels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,11 @@ class Mask:
         """The seed's 64 bits read as a signed integer, which is what a kernel's argument holds."""
         return (self.seed + 2**63) % 2**64 - 2**63
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """x̃, in fp32 or better: scaled before anything is rounded. The way for tests, slow on a CPU."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * self.scale).masked_fill(~self.keep(*x.shape, device=x.device), 0)
+
     def keep(self, rows: int, columns: int, device: torch.device | str | None = None) -> Tensor:
         """bool [rows, columns]"""
         row = torch.arange(self.first_row, self.first_row + rows, device=device)[:, None]  # [M, 1]
@@ -64,6 +70,10 @@ class Mask:
             [part for word in words for part in (word & 0xFFFF, word >> 16)], -1
         )  # [M, K/8, 8]
         return (bits >= self.threshold).flatten(1)[:, :columns]  # [M, K]
+
+
+# What x̃ is made by: a mask that kernels can draw themselves, or any function that applies one to [M, K].
+Masking = Mask | Callable[[Tensor], Tensor]
 
 
 def philox(counter: tuple[Tensor | int, ...], seed: int, rounds: int = ROUNDS) -> tuple[Tensor | int, ...]:

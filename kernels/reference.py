@@ -10,11 +10,11 @@ serve forward (x, A) and backward (dy, Bᵀ). Sums are in fp32, or in fp64 if an
 import torch
 from torch import Tensor
 
-from kernels.philox import Mask
+from kernels.philox import Masking
 
 
 def lora_down(
-    x: Tensor, A: Tensor, scale: float = 1.0, mask: Mask | None = None, gain: Tensor | None = None
+    x: Tensor, A: Tensor, scale: float = 1.0, mask: Masking | None = None, gain: Tensor | None = None
 ) -> Tensor:
     """h = scale · (g ⊙ x̃) Aᵀ: x [M, K], A [r, K], g [K] -> [M, r], in fp32 or better.
 
@@ -29,7 +29,7 @@ def lora_up(
     h: Tensor,
     Bt: Tensor,
     scale: float = 1.0,
-    mask: Mask | None = None,
+    mask: Masking | None = None,
     gain: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
@@ -44,7 +44,7 @@ def lora_up(
 
 
 def lora_outer(
-    h: Tensor, x: Tensor, scale: float = 1.0, mask: Mask | None = None, gain: Tensor | None = None
+    h: Tensor, x: Tensor, scale: float = 1.0, mask: Masking | None = None, gain: Tensor | None = None
 ) -> Tensor:
     """scale · hᵀ (g ⊙ x̃): h [M, r], x [M, K], g [K] -> [r, K], in fp32 or better.
 
@@ -71,7 +71,7 @@ def lora_outer_dot(
     return lora_outer(h, dy, scale, gain=gain), dots
 
 
-def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Mask | None = None) -> Tensor:
+def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Masking | None = None) -> Tensor:
     """dx ← dx + keep / (1 - p) ⊙ (dh A), in place, and dA = dhᵀ x̃: x, dx [M, K], dh [M, r], A [r, K]."""
     lora_up(dx, dh, A, mask=mask)
     return lora_outer(dh, x, mask=mask)
@@ -84,7 +84,7 @@ def lora_backward_y(
     return lora_down(dy, Bt, scale, gain=gain), lora_outer(h, dy, scale, gain=gain)
 
 
-def lora_drop(x: Tensor, mask: Mask) -> Tensor:
+def lora_drop(x: Tensor, mask: Masking) -> Tensor:
     """x̃ = x ⊙ keep / (1 - p), stored: [M, K] -> [M, K]. For ranks at which matrix products are worth it."""
     return _dropped(x, mask).to(x.dtype)
 
@@ -130,11 +130,9 @@ def wide(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
-def _dropped(x: Tensor, mask: Mask | None) -> Tensor:
-    """x̃, in fp32 or better: scaled before anything is rounded"""
-    if mask is None:
-        return x
-    return (x.to(wide(x)) * mask.scale).masked_fill(~mask.keep(*x.shape, device=x.device), 0)
+def _dropped(x: Tensor, mask: Masking | None) -> Tensor:
+    """x̃"""
+    return x if mask is None else mask(x)
 
 
 def _gained(x: Tensor, gain: Tensor | None) -> Tensor:

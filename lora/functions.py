@@ -5,7 +5,7 @@ multiplies by a single dense weight, the other can drop out the input of A alone
 step: no gradient flows through ‖V‖ (Liu et al. 2024, section 4.3).
 
 Letters: M tokens, K input features, N output features, r rank. Weights as stored, `[out, in]`; b and m
-may be None.
+may be None. The gradient of W, [N, K], is never formed: A's and B's are products of rank r.
 """
 
 import torch
@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.reference import dora_norm, lora_merge
+from kernels.dispatch import (
+    dora_norm,
+    lora_backward_x,
+    lora_down,
+    lora_merge,
+    lora_outer,
+    lora_outer_dot,
+    lora_up,
+)
+from kernels.philox import Masking
 
 # Where |g| is smaller, y - b holds too few digits of g ⊙ (x Vᵀ) to divide by g.
 SMALL_GAIN = 1 / 64
@@ -23,12 +32,11 @@ class Merged(torch.autograd.Function):
     """y = x W'ᵀ + b, with W' = g ⊙ V formed anew from the parameters: one GEMM forward, one for dx.
 
         dx = dy W'
-        dA = s · (dy (g ⊙ B))ᵀ x
-        dB = s · g ⊙ (dyᵀ (x Aᵀ))
+        dA = s · ((g ⊙ dy) B)ᵀ x
+        dB = s · (g ⊙ dy)ᵀ (x Aᵀ)
         dm = Σ_M dy ⊙ (x Vᵀ) / ‖V‖,  with x Vᵀ = (y - b) / g
 
-    The gradient of W', [N, K], is never formed. V is summed in the dtype of the parameters, fp32 or better,
-    and rounded once, to the dtype of x.
+    V is summed in the dtype of the parameters, fp32 or better, and rounded once, to the dtype of x.
     """
 
     @staticmethod
@@ -53,36 +61,38 @@ class Merged(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, merged, bias, lora_A, lora_B, magnitude, norm, y = ctx.saved_tensors
-        dx = dy @ merged if ctx.needs_input_grad[0] else None  # [M, K]
-        A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
+        x, dy, Bt, s = x.contiguous(), dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
         gain = None if magnitude is None else magnitude / norm  # [N]
-        gained_B = B if gain is None else (gain[:, None] * lora_B).to(x.dtype)  # [N, r]
-        x, dy = rows(x), rows(dy)
-        dA = ctx.scaling * ((dy @ gained_B).mT @ x).to(lora_A.dtype)  # [r, K]
-        dB = ctx.scaling * (dy.mT @ (x @ A.mT)).to(lora_B.dtype)  # [N, r]
+        dx = dy @ merged if ctx.needs_input_grad[0] else None  # [M, K]
+        dA = lora_outer(lora_down(dy, Bt, gain=gain), x, s)  # [r, K]
+        h = lora_down(x, lora_A)  # [M, r]
         if gain is None:
-            return dx, None, None, dA, dB, None, None
-        z = rows(y) if bias is None else rows(y) - bias.to(x.dtype)  # [M, N], g ⊙ (x Vᵀ)
-        dm = (dy * z).sum(0, dtype=norm.dtype) / (gain * norm)  # [N]
-        for n in (gain.abs() < SMALL_GAIN).nonzero().flatten():  # hardly ever any
-            V = torch.addmm(weight[n, None].to(norm.dtype), lora_B[n, None], lora_A, alpha=ctx.scaling)
-            dm[n] = (dy[:, n] * (x @ V[0].to(x.dtype))).sum(dtype=norm.dtype) / norm[n]
-        return dx, None, None, dA, gain[:, None] * dB, dm, None
+            dBt, dm = lora_outer(h, dy, s), None  # [r, N]
+        else:
+            dBt, dot = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+            dm = dot / (gain * norm)  # [N]
+            for n in small(gain):
+                z = x @ (weight[n] + s * lora_B[n] @ lora_A).to(x.dtype)  # [M], x Vᵀ of one output
+                dm[n] = (dy[:, n] * z).sum(dtype=norm.dtype) / norm[n]
+        return dx, None, None, dA, dBt.mT, dm, None
 
 
 class Split(torch.autograd.Function):
     """y = g ⊙ z + b, z = x Wᵀ + s · x̃ Aᵀ Bᵀ, where x̃ is x after dropout: the base term sees all of x.
 
-    dz = g ⊙ dy          dx = dz W
-    dA = s · (dz B)ᵀ x̃   dx̃ = s · dz B A
-    dB = s · dzᵀ (x̃ Aᵀ)  dm = Σ_M dy ⊙ z / ‖V‖
+        dx = (g ⊙ dy) W + keep / (1 - p) ⊙ dx̃,  dx̃ = dh A,  dh = s · (g ⊙ dy) B
+        dA = dhᵀ x̃
+        dB = s · (g ⊙ dy)ᵀ (x̃ Aᵀ)
+        dm = Σ_M dy ⊙ z / ‖V‖,  with z = (y - b) / g
+
+    Neither x̃ nor dx̃ is stored: each operation applies the mask, or draws it again.
     """
 
     @staticmethod
     def forward(
         ctx,
         x: Tensor,  # [M, K]
-        dropped: Tensor,  # [M, K], x̃
+        mask: Masking | None,
         weight: Tensor,  # [N, K]
         bias: Tensor | None,  # [N]
         lora_A: Tensor,  # [r, K]
@@ -90,33 +100,41 @@ class Split(torch.autograd.Function):
         magnitude: Tensor | None,  # [N]
         scaling: float,
     ) -> Tensor:
+        x, Bt = x.contiguous(), lora_B.mT.contiguous()
         W, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        h = dropped @ lora_A.to(x.dtype).mT  # [M, r]
-        update = scaling * h @ lora_B.to(x.dtype).mT  # [M, N]
-        ctx.scaling = scaling
+        h = lora_down(x, lora_A, mask=mask)  # [M, r]
+        ctx.scaling, ctx.mask = scaling, mask
         if magnitude is None:
-            ctx.save_for_backward(dropped, W, lora_A, lora_B, h, None, None, None)
-            return F.linear(x, W, b) + update
-        z = F.linear(x, W) + update  # [M, N]
+            ctx.save_for_backward(x, W, b, lora_A, lora_B, h, None, None, None)
+            return lora_up(F.linear(x, W, b), h, Bt, scaling)
         norm = dora_norm(weight, lora_A, lora_B, scaling)  # [N]
-        gain = (magnitude / norm).to(x.dtype)  # [N]
-        ctx.save_for_backward(dropped, W, lora_A, lora_B, h, z, norm, gain)
-        return gain * z if b is None else torch.addcmul(b, gain, z)
+        y = lora_up(F.linear(x, W), h, Bt, scaling, gain=magnitude / norm, bias=bias)  # [M, N]
+        ctx.save_for_backward(x, W, bias, lora_A, lora_B, h, magnitude, norm, y)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dropped, W, lora_A, lora_B, h, z, norm, gain = ctx.saved_tensors
-        dz = dy if gain is None else gain * dy  # [M, N]
-        dx = dz @ W if ctx.needs_input_grad[0] else None  # [M, K]
-        dh = ctx.scaling * dz @ lora_B.to(dz.dtype)  # [M, r]
-        d_dropped = dh @ lora_A.to(dz.dtype) if ctx.needs_input_grad[1] else None  # [M, K]
-        dA = (rows(dh).mT @ rows(dropped)).to(lora_A.dtype)  # [r, K]
-        dB = ctx.scaling * (rows(dz).mT @ rows(h)).to(lora_B.dtype)  # [N, r]
-        dm = None if gain is None else rows(dy * z).sum(0, dtype=norm.dtype) / norm  # [N]
-        return dx, d_dropped, None, None, dA, dB, dm, None
+        x, W, bias, lora_A, lora_B, h, magnitude, norm, y = ctx.saved_tensors
+        dy, Bt, s = dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
+        gain = None if magnitude is None else magnitude / norm  # [N]
+        dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
+        if ctx.needs_input_grad[0]:
+            dx = dy @ (W if gain is None else (gain[:, None] * W).to(W.dtype))  # [M, K]
+            dA = lora_backward_x(x, dx, dh, lora_A, ctx.mask)  # [r, K]; dx is completed
+        else:
+            dx, dA = None, lora_outer(dh, x, mask=ctx.mask)
+        if gain is None:
+            dBt, dm = lora_outer(h, dy, s), None  # [r, N]
+        else:
+            dBt, dot = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+            dm = dot / (gain * norm)  # [N]
+            for n in small(gain):
+                z = x @ W[n] + (s * h @ lora_B[n].to(h.dtype)).to(x.dtype)  # [M]
+                dm[n] = (dy[:, n] * z).sum(dtype=norm.dtype) / norm[n]
+        return dx, None, None, None, dA, dBt.mT, dm, None
 
 
-def rows(x: Tensor) -> Tensor:
-    """Any leading shape as one: [..., K] -> [M, K]"""
-    return x.reshape(-1, x.shape[-1])
+def small(gain: Tensor) -> Tensor:
+    """The outputs of which y - b says too little; hardly ever any."""
+    return (gain.abs() < SMALL_GAIN).nonzero().flatten()

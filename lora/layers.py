@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kernels.reference import dora_norm, lora_merge
+from kernels.dispatch import dora_norm, lora_merge
+from kernels.dropout import draw
 from lora.functions import Merged, Split
 
 
@@ -41,6 +42,8 @@ class LoRALinear(nn.Linear):
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **kept)
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **kept)
+        # B lies in memory as Bᵀ: its rows are what the kernels read, forward and backward.
+        self.lora_B.weight = nn.Parameter(self.lora_B.weight.detach().mT.contiguous().mT)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -51,10 +54,12 @@ class LoRALinear(nn.Linear):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [M, K] -> [M, N]"""
+        """x [M, K] -> [M, N]; of any other shape, the last dimension counts"""
+        if x.dim() != 2:
+            return self(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         parameters = (self.weight, self.bias, self.lora_A.weight, self.lora_B.weight, self.magnitude)
         if self.training and self.dropout.p > 0:
-            return Split.apply(x, self.dropout(x), *parameters, self.scaling)
+            return Split.apply(x, draw(self.dropout, x), *parameters, self.scaling)
         return Merged.apply(x, *parameters, self.scaling)
 
     @property

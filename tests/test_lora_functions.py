@@ -34,43 +34,89 @@ def arguments(layer: LoRALinear) -> list[Tensor | None]:
     return [layer.weight, layer.bias, layer.lora_A.weight, layer.lora_B.weight, layer.magnitude]
 
 
-def gradients(function, layer: LoRALinear, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The output, and the gradients of the inputs' sum, A, B and m."""
-    x = [one.clone().requires_grad_() for one in inputs]
-    y = function.apply(*x, *arguments(layer), layer.scaling)
+def fixed_mask(x: Tensor) -> Tensor:
+    """x̃, the same elements kept whenever it is applied to a tensor of a shape."""
+    generator = torch.Generator().manual_seed(x.numel())
+    return x * 1.5 * (torch.rand(x.shape, generator=generator) > 1 / 3)
+
+
+FORMS = {
+    "merged": lambda x, layer: Merged.apply(x, *arguments(layer), layer.scaling),
+    "split": lambda x, layer: Split.apply(x, None, *arguments(layer), layer.scaling),
+    "dropped": lambda x, layer: Split.apply(x, fixed_mask, *arguments(layer), layer.scaling),
+}
+
+
+def gradients(form, layer: LoRALinear, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output, and the gradients of the input, A, B and m."""
+    x = x.clone().requires_grad_()
+    y = form(x, layer)
     dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
     trained = [tensor for tensor in arguments(layer)[2:] if tensor is not None]
-    dx = torch.autograd.grad(y, [*x, *trained], dy)
-    return y, [sum(dx[: len(x)]), *dx[len(x) :]]
+    return y, torch.autograd.grad(y, [x, *trained], dy)
 
 
-def dense(layer: LoRALinear, x: Tensor) -> Tensor:
+def dense(x: Tensor, layer: LoRALinear, mask=torch.positive) -> Tensor:
+    """The equation, with PyTorch's gradients; ‖V‖ is held constant."""
     W, b, A, B, m = arguments(layer)
-    V = W + layer.scaling * B @ A
-    return x @ V.T + b if m is None else x @ (m / V.pow(2).sum(1).sqrt() * V.T) + b
+    z = x @ W.T + layer.scaling * mask(x) @ A.T @ B.T
+    if m is not None:
+        z = m / (W + layer.scaling * B @ A).pow(2).sum(1).sqrt().detach() * z
+    return z if b is None else z + b
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 7), (7,), (2, 3, 7), (0, 7)], ids=str)
-def test_both_forms_have_the_same_values_and_gradients(adapted, shape, bias):
+@pytest.mark.parametrize("tokens", [5, 1, 0])
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients_are_those_of_the_dense_equation(adapted, form, tokens, bias):
     if not bias:
         adapted.bias = None
-    x = torch.randn(shape, dtype=torch.float64)
-    merged, split = gradients(Merged, adapted, x), gradients(Split, adapted, x, x)
-    torch.testing.assert_close(merged, split, **tolerance(torch.float64))
+    x = torch.randn(tokens, 7, dtype=torch.float64)
+    mask = fixed_mask if form == "dropped" else torch.positive
+    want = gradients(lambda x, layer: dense(x, layer, mask), adapted, x)
+    torch.testing.assert_close(gradients(FORMS[form], adapted, x), want, **tolerance(torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7)], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_of_an_input_of_any_shape_the_last_dimension_counts(adapted, shape, dropout):
+    adapted.dropout.p = dropout
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert adapted(x).shape == (*shape[:-1], 11)
+    torch.testing.assert_close(adapted.eval()(x), dense(x, adapted), **tolerance(torch.float64))
+    adapted.train()(x).sum().backward()
+    assert x.grad.shape == shape
+
+
+def test_a_strided_input_and_gradient_are_as_good_as_contiguous_ones(adapted):
+    x = torch.randn(7, 5, dtype=torch.float64).T
+    for form in FORMS.values():
+        want = gradients(form, adapted, x.contiguous())
+        torch.testing.assert_close(gradients(form, adapted, x), want, **tolerance(torch.float64))
+        leaf = x.clone().requires_grad_()
+        form(leaf, adapted).sum().backward()  # dy is one number, expanded
+        assert leaf.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("m", [0.0, 1e-9, -1e-9, 1e-3, -0.5])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradient_of_a_magnitude_near_zero_keeps_its_digits(m, bias):
+@pytest.mark.parametrize("form", ["merged", "split"])
+def test_the_gradient_of_a_magnitude_near_zero_keeps_its_digits(form, m, bias):
     """There (y - b) / g, from which the others get theirs, is 0/0 or rounding alone."""
     layer = DoRALinear(nn.Linear(7, 11, bias, dtype=torch.float64), 3, 0.6)
     layer.lora_B.weight.data.normal_()
     layer.lora_magnitude_vector.data[4] = m
     x = torch.randn(5, 7, dtype=torch.float64)
-    merged, split = gradients(Merged, layer, x), gradients(Split, layer, x, x)
-    assert split[1][-1][4].abs() > 1e-3
-    torch.testing.assert_close(merged, split, **tolerance(torch.float64))
+    want = gradients(dense, layer, x)
+    assert want[1][-1][4].abs() > 1e-3
+    torch.testing.assert_close(gradients(FORMS[form], layer, x), want, **tolerance(torch.float64))
+
+
+def test_b_lies_in_memory_as_the_kernels_read_it(adapted):
+    assert adapted.lora_B.weight.mT.is_contiguous()
+    assert copy.deepcopy(adapted).lora_B.weight.mT.is_contiguous()
+    adapted.load_state_dict(copy.deepcopy(adapted.state_dict()))
+    assert adapted.lora_B.weight.mT.is_contiguous()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -83,7 +129,7 @@ def test_the_merged_weight_is_never_that_of_an_earlier_step(adapted, optimizer):
         adapted(x).pow(2).sum().backward()
         step.step()
         step.zero_grad()
-        torch.testing.assert_close(adapted(x), dense(adapted, x), **tolerance(torch.float64))
+        torch.testing.assert_close(adapted(x), dense(x, adapted), **tolerance(torch.float64))
     assert (adapted(x) - before).abs().max() > 1e-3
 
 
