@@ -85,9 +85,16 @@ def load_checkpoint(
     for name, parameter in model.named_parameters():
         # A parameter that no step has used yet, another task's head, has no moments.
         if moments := _under(state, f"optimizer.{name}."):
-            optimizer.state[parameter] = {k: tensor.to(parameter.device) for k, tensor in moments.items()}
+            optimizer.state[parameter] = {key: _beside(parameter, one) for key, one in moments.items()}
     scaler.load_state_dict(progress.scaler)
     return progress, best
+
+
+def _beside(parameter: Tensor, moment: Tensor) -> Tensor:
+    """Laid out in memory as the parameter is: fused AdamW walks through both side by side, strides unseen."""
+    if moment.shape != parameter.shape:  # the count of steps
+        return moment.to(parameter.device)
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
