@@ -161,6 +161,8 @@ def choose_for_weight(name: str, weight: Tensor, lora_B: Tensor) -> Callable:
 
 def _call(function: Callable, *arguments: object) -> Tensor | tuple[Tensor, Tensor | None]:
     """Triton launches on the current device, which need not be the one its arguments are on."""
+    if not arguments[0].is_cuda:
+        return function(*arguments)
     with torch.cuda.device_of(arguments[0]):
         return function(*arguments)
 
@@ -218,8 +220,21 @@ def _matrix(name: str, x: Tensor) -> torch.Size:
 
 def _check(rank: int, **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
     """`given`: what each tensor is called -> itself, and the shape it must have."""
+    first, _ = next(iter(given.values()))
+    for tensor, shape in given.values():  # this runs a hundred times in a step; the words are for the rest
+        if tensor is not None and not (
+            tensor.shape == shape
+            and tensor.is_contiguous()
+            and tensor.dtype in DTYPES
+            and tensor.device == first.device
+        ):
+            _refuse(rank, given)
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+
+
+def _refuse(rank: int, given: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Says which tensor is not what it must be."""
     present = {name: tensor for name, (tensor, _) in given.items() if tensor is not None}
     first = next(iter(present))
     for name, tensor in present.items():
