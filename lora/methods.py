@@ -39,14 +39,14 @@ class Method:
 METHODS = {
     "frozen": Method(lr=1e-3),
     "full": Method(lr=1e-4, trains_encoder=True),
-    "lora": Method(lr=2e-3, layer="LoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
+    "lora": Method(lr=1e-3, layer="LoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
     "rslora": Method(
-        lr=2e-3,
+        lr=1e-3,
         layer="LoRALinear",
         scaling=lambda alpha, r: alpha / math.sqrt(r),
         alpha=lambda r: 2 * math.sqrt(r),
     ),
-    "dora": Method(lr=2e-3, layer="DoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
+    "dora": Method(lr=1e-3, layer="DoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
 }
 
 
