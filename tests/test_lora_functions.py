@@ -77,6 +77,20 @@ def test_values_and_gradients_are_those_of_the_dense_equation(adapted, form, tok
     torch.testing.assert_close(gradients(FORMS[form], adapted, x), want, **tolerance(torch.float64))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_pass_gradcheck(adapted, form):
+    """Of A and B too where no norm is held constant, which a difference of two values would see move."""
+    x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    W, b, A, B, m = (None if one is None else one.detach() for one in arguments(adapted))
+    mask = () if form == "merged" else (fixed_mask if form == "dropped" else None,)
+    function, moving = (Merged if form == "merged" else Split), m is None
+
+    def compute(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return function.apply(x, *mask, W, b, A, B, m, adapted.scaling)
+
+    assert torch.autograd.gradcheck(compute, (x, A.requires_grad_(moving), B.requires_grad_(moving)))
+
+
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7)], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_of_an_input_of_any_shape_the_last_dimension_counts(adapted, shape, dropout):
