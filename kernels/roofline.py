@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from minibert.errors import InputError
 from training.cli import Parser
 from training.exit import run_command
 
@@ -177,7 +178,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=DEVICES, default="t4", help="whose bandwidth and launches (t4)")
     parser.add_argument("--tokens", type=int, default=4096, help="in a batch (4096)")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters (8)")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    for name in ("tokens", "rank"):
+        if getattr(given, name) < 1:
+            raise InputError(f"--{name}: expected at least 1, got {getattr(given, name)}")
+    return given
 
 
 def main() -> int:

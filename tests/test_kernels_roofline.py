@@ -2,7 +2,18 @@
 
 import pytest
 
-from kernels.roofline import LAYERS, PATHS, dora_merged, launches, layer, lora_merged, lora_split, moved
+from kernels.roofline import (
+    LAYERS,
+    PATHS,
+    dora_merged,
+    launches,
+    layer,
+    lora_merged,
+    lora_split,
+    moved,
+    parse,
+)
+from minibert.errors import InputError
 
 
 @pytest.fixture
@@ -34,3 +45,9 @@ def test_more_tokens_move_more_and_launch_as_much(path):
             small, large = (PATHS[path](layer(M, K, N, 8, 80)) for M in (1024, 4096))
             assert moved(small) < moved(large) < 4 * moved(small)
             assert launches(small.backward) == launches(large.backward)
+
+
+@pytest.mark.parametrize("flag", ["--tokens", "--rank"])
+def test_less_than_one_of_anything_is_refused(flag: str):
+    with pytest.raises(InputError, match=f"{flag}: expected at least 1, got 0"):
+        parse([flag, "0"])
