@@ -21,7 +21,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--text", nargs="+", metavar="TEXT", help="one example: a sentence, or the two of a pair"
     )
     parser.add_argument("--task", help="which task's head, if the run has several")
-    parser.add_argument("--batch-size", type=int, default=64, help="examples at a time (64)")
+    parser.add_argument("--batch-size", type=int, default=64, help="examples at a time, at most (64)")
     given = parser.parse_args(arguments)
     if (given.input is None) == (given.text is None):
         raise InputError("expected --input FILE with --output FILE, or --text")

@@ -73,9 +73,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of each example; of a Siamese pair those of both sides."""
+        return sum(side.lengths(indices) for side in self.sides)
+
     def longest_first(self, indices: np.ndarray) -> np.ndarray:
-        lengths = sum(side.lengths(indices) for side in self.sides)
-        return indices[np.argsort(-lengths, kind="stable")]
+        return indices[np.argsort(-self.lengths(indices), kind="stable")]
 
     def collate(self, indices: np.ndarray) -> Batch:
         spans = [(side, side.span(i)) for side in self.sides for i in indices]
@@ -94,12 +97,20 @@ class Dataset:
             labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
         )
 
-    def in_order_of_length(self, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-        """(indices, batch) over all examples, longest first: for evaluation, where order does not matter."""
+    def in_order_of_length(self, most: int, most_tokens: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(indices, batch) over all examples, longest first: for evaluation, where order does not matter.
+
+        A batch has at most `most` examples and `most_tokens` tokens, but one example at least.
+        """
         order = self.longest_first(np.arange(len(self)))
-        for start in range(0, len(self), batch_size):
-            indices = order[start : start + batch_size]
+        ends = self.lengths(order).cumsum()
+        start = 0
+        while start < len(self):
+            before = ends[start - 1] if start else 0
+            fitting = int(np.searchsorted(ends, before + most_tokens, side="right")) - start
+            indices = order[start : start + min(most, max(fitting, 1))]
             yield indices, self.collate(indices)
+            start += len(indices)
 
 
 def epoch_order(length: int, seed: int, task: str, epoch: int) -> np.ndarray:

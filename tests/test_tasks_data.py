@@ -150,7 +150,7 @@ def test_evaluation_sees_every_example_once_longest_first(
 ):
     data = Dataset(STS, some_examples(STS, 10), tokenizer, siamese)
     seen, lengths = [], []
-    for indices, batch in data.in_order_of_length(batch_size):
+    for indices, batch in data.in_order_of_length(batch_size, most_tokens=10**6):
         assert batch.ids == tuple(data.examples[i].id for i in indices)
         assert len(batch.ids) == min(batch_size, 10 - len(seen))
         seen += indices.tolist()
@@ -158,6 +158,19 @@ def test_evaluation_sees_every_example_once_longest_first(
         lengths += sides.sum(axis=0).tolist()
     assert sorted(seen) == list(range(10))
     assert lengths == sorted(lengths, reverse=True)
+
+
+@given(most_tokens=st.integers(1, 400))
+def test_evaluation_takes_as_many_examples_at_a_time_as_the_tokens_allow(
+    tokenizer: Tokenizer, most_tokens: int
+):
+    data = Dataset(STS, some_examples(STS, 30), tokenizer)
+    batches = [batch.sequences.lengths for _, batch in data.in_order_of_length(30, most_tokens)]
+    assert sum(map(len, batches)) == 30
+    for lengths in batches:
+        assert sum(lengths) <= most_tokens or len(lengths) == 1
+    for lengths, following in zip(batches, batches[1:], strict=False):
+        assert sum(lengths) + following[0] > most_tokens
 
 
 @given(

@@ -1,5 +1,6 @@
 """A run as a whole: its seed, its best epoch, its tasks, its learning rate."""
 
+import math
 import os
 import statistics
 from pathlib import Path
@@ -28,6 +29,13 @@ def test_equal_seeds_give_equal_runs_whatever_was_drawn_before(
     assert one["head.safetensors"] != other["head.safetensors"]
     assert one["steps.jsonl"] != other["steps.jsonl"]
     assert one["predictions-dev.csv"] != other["predictions-dev.csv"]
+
+
+def test_a_score_starts_at_the_mean_of_its_labels_and_classes_at_none(tiny: Path, small_data: Path) -> None:
+    run = Run(settings(tiny, small_data, task="sst+sts"))
+    heads, labels = run.trainer.model.heads, [one.label for one in run.splits["sts"].train]
+    assert heads["sts"].output.bias.item() == pytest.approx(statistics.fmean(labels), abs=1e-6)
+    assert heads["sst"].output.bias.abs().max() < 1 / math.sqrt(32)  # as nn.Linear draws it
 
 
 def test_parameters_are_counted_as_by_hand(tiny: Path, small_data: Path) -> None:

@@ -179,6 +179,17 @@ def build_model(config: Config, folder: Path) -> TaskModel:
     return TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
 
 
+@torch.no_grad()
+def start_at_mean_label(model: TaskModel, train: Mapping[str, Dataset]) -> None:
+    """A score's head starts with the mean of its labels as bias.
+
+    Otherwise the first steps go into finding it, and the adapters' first directions with them.
+    """
+    for name, data in train.items():
+        if not data.task.is_classification:
+            model.heads[name].output.bias.fill_(float(data.labels.mean()))
+
+
 def cast_frozen(bert: Bert) -> None:
     """Keep in the dtype it computes in what stays as it is: not the adapters, nor the weights they adapt.
 

@@ -25,12 +25,19 @@ class Prediction:
         return bool(np.isfinite(self.predictions if self.probabilities is None else self.probabilities).all())
 
 
+# Tokens of a batch: on a CPU no more than a training step has, so that predicting needs no more memory.
+MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
 @torch.no_grad()
-def predict(model: TaskModel, data: Dataset, batch_size: int, device: torch.device) -> Prediction:
-    """Without dropout, and with adapters merged once for all batches; the model is left as it was."""
+def predict(model: TaskModel, data: Dataset, device: torch.device, batch_size: int = 512) -> Prediction:
+    """Without dropout, and with adapters merged once for all batches; the model is left as it was.
+
+    A batch has at most `batch_size` examples, and no more tokens than suit the device.
+    """
     model = merge(model, model.bert.compute_dtype).eval()
     logits = np.empty((len(data), data.task.num_outputs))
-    for indices, batch in data.in_order_of_length(batch_size):
+    for indices, batch in data.in_order_of_length(batch_size, MOST_TOKENS[device.type]):
         logits[indices] = model(data.task.name, batch.to(device)).double().cpu().numpy()  # [B, C]
     ids = tuple(example.id for example in data.examples)
     if not data.task.is_classification:

@@ -15,7 +15,7 @@ def run_command(main: Callable[[], int]) -> int:
     """
     # oneDNN keeps a kernel of half a megabyte for each of the last 1,024 shapes it met, and the number of
     # packed tokens differs from batch to batch. It reads this when torch is first used, so before `main`.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     try:
         code = main()
         sys.stdout.flush()

@@ -1,14 +1,10 @@
 """The training loop: steps, epochs, the best weights, interruption."""
 
 import math
-import re
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,8 +17,6 @@ from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.evaluate import predict, score
 from training.optimizer import build_optimizer, lr_factor
-
-EVAL_BATCH = 64
 
 
 class TrainingError(RuntimeError):
@@ -55,17 +49,6 @@ def stop_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """The process's peak: allocated on a GPU, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")  # getrusage counts what started this program too, if it was larger
-    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(found[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
 
 class Trainer:
@@ -167,7 +150,7 @@ class Trainer:
     def scores(self, data: Mapping[str, Dataset]) -> dict[str, dict[str, float]]:
         scores = {}
         for name, one in data.items():
-            prediction = predict(self.model, one, EVAL_BATCH, self.device)
+            prediction = predict(self.model, one, self.device)
             if not prediction.is_finite:
                 step = self.progress.step
                 raise TrainingError(f"step {step}: a prediction of {name} is not finite; try a lower --lr")

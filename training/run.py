@@ -1,6 +1,5 @@
 """One run from a config: read, build, train, write."""
 
-import importlib
 import json
 import shutil
 import sys
@@ -15,12 +14,20 @@ from minibert.files import write_json, write_text
 from minibert.hub import resolve
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
-from training.build import build_dataset, build_model, build_tokenizer, complete, read_splits
+from training.build import (
+    build_dataset,
+    build_model,
+    build_tokenizer,
+    complete,
+    read_splits,
+    start_at_mean_label,
+)
 from training.checkpoint import FILE as CHECKPOINT
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.evaluate import predict
-from training.loop import EVAL_BATCH, Interrupted, Trainer, TrainingError, peak_memory_mib, single
+from training.loop import Interrupted, Trainer, TrainingError, single
+from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
 from training.report import Bar, closing_table, header
 from training.run_folder import (
@@ -66,6 +73,7 @@ class Run:
                 if rows.get(split):
                     by_task[task.name] = build_dataset(config, task, rows[split], tokenizer)
         model = build_model(config, self.base)
+        start_at_mean_label(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device)
 
     def facts(self) -> dict[str, int]:
@@ -134,10 +142,9 @@ class Run:
         """Write what the best epoch's weights are and say; result.json last: it marks a finished run."""
         model = self.trainer.model
         for split in ("dev", "test"):
-            predictions = {
-                name: predict(model, data, EVAL_BATCH, self.device) for name, data in self.data[split].items()
-            }
+            predictions = {name: predict(model, data, self.device) for name, data in self.data[split].items()}
             write_predictions(folder, split, predictions)
+        give_back_memory()  # an adapter is tried out on a model of its own before it is called saved
         save_model(folder, self.config, model, self.base)
         result = self.result()
         write_json(result, folder.result)
@@ -188,13 +195,6 @@ def sample(examples: list[Example], count: int, task: str) -> list[Example]:
     Scoring all of them after each epoch would take a fifth of a run's time.
     """
     return [examples[i] for i in sorted(epoch_order(len(examples), 0, task, 0)[:count])]
-
-
-def memory_once_imported() -> float:
-    """MiB resident before anything of a run is loaded, with what torch.optim and scoring import when used."""
-    for name in ("torch._dynamo", "scipy.stats"):
-        importlib.import_module(name)
-    return peak_memory_mib(torch.device("cpu"))
 
 
 def default_out(config: Config) -> Path:

@@ -68,4 +68,4 @@ def choose_task(config: Config, name: str | None) -> Task:
 def predictions(path: Path, task: Task, examples: list[Example], batch_size: int) -> Prediction:
     config, model, tokenizer = load_run(path)
     data = Dataset(task, examples, tokenizer, config.siamese(task))
-    return predict(model, data, batch_size, torch.device("cpu"))
+    return predict(model, data, torch.device("cpu"), batch_size)
