@@ -7,6 +7,8 @@
     CUDA, a mask that no kernel can draw         cuBLAS, on x̃
     CUDA without Triton, or tensors too large    kernels.reference, with a line in the log that says why
 
+With TRITON_INTERPRET=1 Triton runs its kernels on the CPU, slowly, and a CPU is given what a T4 would be.
+
 Signatures and meaning are those of kernels.reference; arguments are checked before anything is computed.
 Matrix products with the frozen weight are no part of this: they stay in cuBLAS everywhere.
 
@@ -20,7 +22,9 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,6 +35,7 @@ from kernels.philox import Mask, Masking
 
 log = logging.getLogger(__name__)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OLDEST = (3, 2)  # before, offsets and options that the kernels rely on behave otherwise
 MOST_ELEMENTS = 2**31 - 1  # kernels count offsets in 32 bits
 
@@ -113,8 +118,8 @@ def lora_merge(
     scaling: float,
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """W' = g ⊙ V with V = W + s·B A and g = m/‖V‖, and ‖V‖; lora_B [N, r] may be of any strides."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """W' = g ⊙ V with V = W + s·B A, ‖V‖ and g = m/‖V‖ [N]; lora_B [N, r] may be of any strides."""
     _check_weight(weight, lora_A, lora_B, magnitude)
     function = choose_for_weight("lora_merge", weight, lora_B)
     return _call(function, weight, lora_A, lora_B, scaling, magnitude, dtype)
@@ -124,6 +129,38 @@ def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) ->
     """‖W + s·B A‖ per output row, [N]."""
     _check_weight(weight, lora_A, lora_B, None)
     return _call(choose_for_weight("dora_norm", weight, lora_B), weight, lora_A, lora_B, scaling)
+
+
+def dora_gain(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, magnitude: Tensor
+) -> tuple[Tensor, Tensor]:
+    """‖W + s·B A‖ and m/‖W + s·B A‖ per output row, [N] each."""
+    _check_weight(weight, lora_A, lora_B, magnitude)
+    return _call(choose_for_weight("dora_gain", weight, lora_B), weight, lora_A, lora_B, scaling, magnitude)
+
+
+def dora_magnitude(
+    dots: Tensor,
+    magnitude: Tensor,
+    norm: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    h: Tensor,
+    Bt: Tensor,
+    scaling: float,
+) -> Tensor:
+    """dm = Σ_M dy ⊙ z / ‖V‖ [N], from dots = Σ_M dy ⊙ (y - b) where that says enough.
+
+    dots, magnitude, norm [N], dy [M, N], x [M, K], weight [N, K], h [M, r], Bᵀ [r, N] -> [N]
+    """
+    (M, N), K, rank = _matrix("dy", dy), _matrix("x", x)[1], len(Bt)
+    vectors = {"dots": (dots, (N,)), "magnitude": (magnitude, (N,)), "norm": (norm, (N,))}
+    low_rank = {"h": (h, (M, rank)), "Bt": (Bt, (rank, N))}
+    _check(rank, dy=(dy, (M, N)), x=(x, (M, K)), weight=(weight, (N, K)), **low_rank, **vectors)
+    fused = _has_kernels(x, h, Bt, norm) and not _too_large(x) and not _too_large(dy) and not _too_wide(x)
+    module = importlib.import_module("kernels.lora_magnitude") if fused else reference
+    return _call(module.dora_magnitude, dots, magnitude, norm, dy, x, weight, h, Bt, scaling)
 
 
 def _check_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, magnitude: Tensor | None) -> None:
@@ -141,8 +178,8 @@ def choose(
     name, rank = f"lora_{operation}", len(factor)
     if not _has_kernels(x, factor, *others) or _too_large(x):
         wide = torch.float64 in (x.dtype, factor.dtype) or x.dtype == torch.float32
-        return getattr(reference if x.is_cuda or wide else matmul, name)
-    if x.dtype == torch.bfloat16 and architecture(x.device) < 80:
+        return getattr(reference if wide or (x.is_cuda and not _switched_off) else matmul, name)
+    if x.is_cuda and x.dtype == torch.bfloat16 and architecture(x.device) < 80:
         raise TypeError(f"bfloat16 activations need sm_80, {x.device} is older: use float16")
     if _without_launch(operation, x, rank) or not isinstance(mask, Mask | None):
         return getattr(matmul, name)
@@ -153,8 +190,7 @@ def choose_for_weight(name: str, weight: Tensor, lora_B: Tensor) -> Callable:
     """What merges a weight, or takes its norm: V is summed in lora_B's dtype, in the kernel in fp32."""
     if not _has_kernels(weight, lora_B) or lora_B.dtype != torch.float32 or _too_large(weight):
         return getattr(reference, name)
-    if weight.shape[1] > MAX_WIDTH:
-        _say(f"weights with more than {MAX_WIDTH} inputs are merged unfused: a row must fit into registers")
+    if _too_wide(weight):
         return getattr(reference, name)
     return getattr(importlib.import_module("kernels.lora_merge"), name)
 
@@ -169,11 +205,29 @@ def _call(function: Callable, *arguments: object) -> Tensor | tuple[Tensor, Tens
 
 def _without_launch(operation: str, x: Tensor, rank: int) -> bool:
     """On a GPU, a rank or architecture at which the operation is better made of others."""
-    return x.is_cuda and find(operation, architecture(x.device), x.dtype, rank) is None
+    return runs_kernels(x) and find(operation, architecture(x.device), x.dtype, rank) is None
 
 
 def _has_kernels(x: Tensor, *others: Tensor) -> bool:
-    if not x.is_cuda or any(tensor.dtype == torch.float64 for tensor in (x, *others)):
+    return runs_kernels(x) and all(tensor.dtype != torch.float64 for tensor in (x, *others))
+
+
+_switched_off: list[bool] = []  # one entry for each without_kernels that is open
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within it all is made of PyTorch's own operations, on a GPU too: what kernels are compared with."""
+    _switched_off.append(True)
+    try:
+        yield
+    finally:
+        _switched_off.pop()
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Whether Triton's kernels compute with tensors like x; if a GPU could and does not, the log says why."""
+    if _switched_off or not (x.is_cuda or INTERPRETED):
         return False
     if torch.version.hip is not None:
         _say("the low-rank path runs unfused: its kernels are written and checked for NVIDIA's GPUs alone")
@@ -182,6 +236,12 @@ def _has_kernels(x: Tensor, *others: Tensor) -> bool:
         _say("the low-rank path runs unfused: Triton is not installed")
         return False
     return True
+
+
+def _too_wide(x: Tensor) -> bool:
+    if x.shape[1] > MAX_WIDTH:
+        _say(f"weights with more than {MAX_WIDTH} inputs are merged unfused: a row must fit into registers")
+    return x.shape[1] > MAX_WIDTH
 
 
 def _too_large(x: Tensor) -> bool:

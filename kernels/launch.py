@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-MAX_WIDTH = 8192  # of a row that lora_merge holds in registers
+MAX_WIDTH = 8192  # of a row that lora_merge and lora_magnitude hold in registers
 KERNEL_OF = {"outer_dot": "outer"}  # operations that have the kernel, and the launches, of another
 
 
@@ -30,7 +30,7 @@ class Launch(NamedTuple):
     splits: int = 1  # partial sums over the rows, added up in a fixed order afterwards
 
 
-# (operation, architecture) -> ((up to this rank, launch), ...); of merge, up to this width.
+# (operation, architecture) -> ((up to this rank, launch), ...); of merge and magnitude, up to this width.
 # Above the last rank matrix products are the faster way, and no kernel is launched.
 TABLE: dict[tuple[str, int], tuple[tuple[int, Launch], ...]] = {
     ("down", 75): ((4, Launch("broadcast", 16, 64, 4)), (16, Launch("broadcast", 8, 64, 4))),
@@ -62,6 +62,12 @@ TABLE: dict[tuple[str, int], tuple[tuple[int, Launch], ...]] = {
         (4096, Launch("rank-1", 1, 4096, 8)),
         (8192, Launch("rank-1", 1, 8192, 16)),
     ),
+    ("magnitude", 75): (
+        (1024, Launch("rank-1", 1, 1024, 4)),
+        (2048, Launch("rank-1", 1, 2048, 4)),
+        (4096, Launch("rank-1", 1, 4096, 8)),
+        (8192, Launch("rank-1", 1, 8192, 16)),
+    ),
     ("drop", 75): ((64, Launch("rank-1", 32, 64, 4)),),
 }  # fmt: skip
 
@@ -75,7 +81,7 @@ def architecture(device: torch.device) -> int:
 
 
 def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | None:
-    """The launch for activations in `dtype` and a rank (of merge, a width), or None if none pays."""
+    """The launch for activations in `dtype` and a rank (a width of merge and magnitude), or None."""
     operation = KERNEL_OF.get(operation, operation)
     if dtype == torch.float32 or (operation, row) not in TABLE:
         row = 75

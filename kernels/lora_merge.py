@@ -1,9 +1,9 @@
-"""W' = g ⊙ V with V = W + scale · B A and g = m / ‖V‖, and ‖V‖ per row, in one pass over W.
+"""W' = g ⊙ V with V = W + scale · B A, and ‖V‖ and g = m / ‖V‖ per row, in one pass over W.
 
 A program holds whole rows in registers, so that the norm, which needs all of a row, costs no second read.
 
-Bytes: W once (4 N K, kept in fp32), W' once (2 N K in half precision), norms (8 N); A (4 r K) stays in the
-cache. FLOPs: 2 N K r + 3 N K. The norm alone writes no W'.
+Bytes: W once (4 N K, kept in fp32), W' once (2 N K in half precision), norms and gains
+(12 N with m); A (4 r K) stays in the cache. FLOPs: 2 N K r + 3 N K. The norm alone writes no W'.
 """
 
 import torch
@@ -25,6 +25,7 @@ def kernel(
     magnitude_ptr,  # [N] or None
     merged_ptr,  # [N, K] or None
     norm_ptr,  # [N] or None, fp32
+    gain_ptr,  # [N] or None, fp32
     scale: tl.float32,
     N: tl.int32,
     row_stride: tl.int32,
@@ -47,7 +48,9 @@ def kernel(
         tl.store(norm_ptr + rows, norm, mask=rows < N)
         if magnitude_ptr is not None:
             magnitude = tl.load(magnitude_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
-            V = V * tl.div_rn(magnitude, norm)[:, None]
+            gain = tl.div_rn(magnitude, norm)
+            tl.store(gain_ptr + rows, gain, mask=rows < N)
+            V = V * gain[:, None]
     if merged_ptr is not None:
         store_tile(merged_ptr, V, rows, columns, N, K)
 
@@ -60,12 +63,14 @@ def lora_merge(
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
     launch: Launch | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """As kernels.reference has it: [N, K], [r, K], [N, r] (of any strides), [N] -> [N, K], [N]."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As kernels.reference has it: [N, K], [r, K], [N, r] (of any strides), [N] -> [N, K], [N], [N]."""
     merged = torch.empty_like(weight, dtype=dtype)
-    norm = None if magnitude is None else torch.empty(len(weight), device=weight.device)
-    _launch(weight, lora_A, lora_B, magnitude, merged, norm, scaling, launch)
-    return merged, norm
+    norm = gain = None
+    if magnitude is not None:
+        norm, gain = torch.empty(2, len(weight), device=weight.device)
+    _launch(weight, lora_A, lora_B, magnitude, merged, norm, gain, scaling, launch)
+    return merged, norm, gain
 
 
 def dora_norm(
@@ -73,8 +78,22 @@ def dora_norm(
 ) -> Tensor:
     """As kernels.reference has it: ‖W + s·B A‖ [N], fp32."""
     norm = torch.empty(len(weight), device=weight.device)
-    _launch(weight, lora_A, lora_B, None, None, norm, scaling, launch)
+    _launch(weight, lora_A, lora_B, None, None, norm, None, scaling, launch)
     return norm
+
+
+def dora_gain(
+    weight: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scaling: float,
+    magnitude: Tensor,
+    launch: Launch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As kernels.reference has it: ‖W + s·B A‖ and m / ‖W + s·B A‖, [N] each, fp32."""
+    norm, gain = torch.empty(2, len(weight), device=weight.device)
+    _launch(weight, lora_A, lora_B, magnitude, None, norm, gain, scaling, launch)
+    return norm, gain
 
 
 def _launch(
@@ -84,6 +103,7 @@ def _launch(
     magnitude: Tensor | None,
     merged: Tensor | None,
     norm: Tensor | None,
+    gain: Tensor | None,
     scaling: float,
     launch: Launch | None,
 ) -> None:
@@ -96,6 +116,7 @@ def _launch(
         magnitude,
         merged,
         norm,
+        gain,
         scaling,
         N,
         *lora_B.stride(),

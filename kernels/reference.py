@@ -12,6 +12,9 @@ from torch import Tensor
 
 from kernels.philox import Masking
 
+# Where |m/‖V‖| is smaller, y - b is mostly rounding.
+SMALL_GAIN = 1 / 64
+
 
 def lora_down(
     x: Tensor, A: Tensor, scale: float = 1.0, mask: Masking | None = None, gain: Tensor | None = None
@@ -96,18 +99,19 @@ def lora_merge(
     scaling: float,
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """W' = g ⊙ V with V = W + s·B A and g = m/‖V‖ (1 without a magnitude), and ‖V‖.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """W' = g ⊙ V with V = W + s·B A, and ‖V‖ and g = m/‖V‖; without a magnitude V, None and None.
 
     weight [N, K], lora_A [r, K], lora_B [N, r], magnitude [N] -> [N, K] in `dtype` (the weight's own if
-    None), [N] in lora_B's dtype. V is summed in lora_B's dtype and rounded once.
+    None), twice [N] in lora_B's dtype. V is summed in lora_B's dtype and rounded once.
     """
     V = torch.addmm(weight.to(lora_B.dtype), lora_B, lora_A, alpha=scaling)  # [N, K]
     dtype = weight.dtype if dtype is None else dtype
     if magnitude is None:
-        return V.to(dtype), None
+        return V.to(dtype), None, None
     norm = row_norm(V)  # [N]
-    return V.mul_((magnitude / norm)[:, None]).to(dtype), norm
+    gain = magnitude / norm  # [N]
+    return V.mul_(gain[:, None]).to(dtype), norm, gain
 
 
 def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
@@ -117,6 +121,37 @@ def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) ->
     The factored form ‖w‖² + 2s⟨wAᵀ, b⟩ + s²⟨b(AAᵀ), b⟩ costs the same and cancels badly.
     """
     return row_norm(torch.addmm(weight.to(lora_B.dtype), lora_B, lora_A, alpha=scaling))
+
+
+def dora_gain(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, magnitude: Tensor
+) -> tuple[Tensor, Tensor]:
+    """‖V‖ and g = m/‖V‖, [N] each: what lora_merge gives beside W'."""
+    norm = dora_norm(weight, lora_A, lora_B, scaling)
+    return norm, magnitude / norm
+
+
+def dora_magnitude(
+    dots: Tensor,
+    magnitude: Tensor,
+    norm: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    h: Tensor,
+    Bt: Tensor,
+    scaling: float,
+) -> Tensor:
+    """dm = Σ_M dy ⊙ z / ‖V‖ [N], z = x Wᵀ + s · h Bᵀ: dots / m, as dots = Σ_M dy ⊙ (y - b).
+
+    Where |m/‖V‖| is below SMALL_GAIN, y - b holds too few digits of z to divide, and z is computed anew.
+    dots, magnitude, norm [N], dy [M, N], x [M, K], weight [N, K], h [M, r], Bᵀ [r, N]
+    """
+    dm = dots / magnitude
+    for n in ((magnitude / norm).abs() < SMALL_GAIN).nonzero().flatten():  # hardly ever any
+        z = x.to(norm.dtype) @ weight[n].to(norm.dtype) + scaling * (h @ Bt[:, n]).to(norm.dtype)  # [M]
+        dm[n] = (dy[:, n].to(norm.dtype) @ z) / norm[n]
+    return dm
 
 
 def row_norm(V: Tensor) -> Tensor:

@@ -142,7 +142,9 @@ def forms_error(layer: layers.LoRALinear, exported: nn.Linear, x: Tensor, dy: Te
     """How far the layer, its merged form and the exported plain layer are from its split form."""
     parameters = (layer.weight, layer.bias, layer.lora_A.weight, layer.lora_B.weight, layer.magnitude)
     leaves = trained(layer)
-    split = differentiate(lambda x: Split.apply(x, None, *parameters, layer.scaling), x, dy, leaves)
+    split = differentiate(
+        lambda x: Split.apply(x, None, layer.weight, *parameters, layer.scaling), x, dy, leaves
+    )
     merged = differentiate(lambda x: Merged.apply(x, *parameters, layer.scaling), x, dy, leaves)
     own, plain = differentiate(layer, x, dy, leaves), differentiate(exported, x, dy, {})
     of_plain = {name: split[name] for name in plain}  # y and dx

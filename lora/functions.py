@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import (
-    dora_norm,
+    dora_gain,
+    dora_magnitude,
     lora_backward_x,
     lora_down,
     lora_merge,
@@ -23,9 +24,6 @@ from kernels.dispatch import (
     lora_up,
 )
 from kernels.philox import Masking
-
-# Where |g| is smaller, y - b holds too few digits of g ⊙ (x Vᵀ) to divide by g.
-SMALL_GAIN = 1 / 64
 
 
 class Merged(torch.autograd.Function):
@@ -50,30 +48,26 @@ class Merged(torch.autograd.Function):
         magnitude: Tensor | None,  # [N]
         scaling: float,
     ) -> Tensor:
-        merged, norm = lora_merge(weight, lora_A, lora_B, scaling, magnitude, x.dtype)  # [N, K], [N]
+        merged, norm, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, x.dtype)  # [N, K], [N]
         y = F.linear(x, merged, None if bias is None else bias.to(x.dtype))  # [M, N]
         ctx.scaling = scaling
         needs_y = None if magnitude is None else y
-        ctx.save_for_backward(x, weight, merged, bias, lora_A, lora_B, magnitude, norm, needs_y)
+        ctx.save_for_backward(x, weight, merged, bias, lora_A, lora_B, magnitude, norm, gain, needs_y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, merged, bias, lora_A, lora_B, magnitude, norm, y = ctx.saved_tensors
+        x, weight, merged, bias, lora_A, lora_B, magnitude, norm, gain, y = ctx.saved_tensors
         x, dy, Bt, s = x.contiguous(), dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
-        gain = None if magnitude is None else magnitude / norm  # [N]
         dx = dy @ merged if ctx.needs_input_grad[0] else None  # [M, K]
         dA = lora_outer(lora_down(dy, Bt, gain=gain), x, s)  # [r, K]
         h = lora_down(x, lora_A)  # [M, r]
         if gain is None:
             dBt, dm = lora_outer(h, dy, s), None  # [r, N]
         else:
-            dBt, dot = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
-            dm = dot / (gain * norm)  # [N]
-            for n in small(gain):
-                z = x @ (weight[n] + s * lora_B[n] @ lora_A).to(x.dtype)  # [M], x Vᵀ of one output
-                dm[n] = (dy[:, n] * z).sum(dtype=norm.dtype) / norm[n]
+            dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+            dm = dora_magnitude(dots, magnitude, norm, dy, x, weight, h, Bt, s)  # [N]
         return dx, None, None, dA, dBt.mT, dm, None
 
 
@@ -93,6 +87,7 @@ class Split(torch.autograd.Function):
         ctx,
         x: Tensor,  # [M, K]
         mask: Masking | None,
+        W: Tensor,  # [N, K], the weight in the dtype of x
         weight: Tensor,  # [N, K]
         bias: Tensor | None,  # [N]
         lora_A: Tensor,  # [r, K]
@@ -101,40 +96,32 @@ class Split(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         x, Bt = x.contiguous(), lora_B.mT.contiguous()
-        W, b = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        b = None if bias is None else bias.to(x.dtype)
         h = lora_down(x, lora_A, mask=mask)  # [M, r]
         ctx.scaling, ctx.mask = scaling, mask
         if magnitude is None:
-            ctx.save_for_backward(x, W, b, lora_A, lora_B, h, None, None, None)
+            ctx.save_for_backward(x, W, b, lora_A, lora_B, h, None, None, None, None)
             return lora_up(F.linear(x, W, b), h, Bt, scaling)
-        norm = dora_norm(weight, lora_A, lora_B, scaling)  # [N]
-        y = lora_up(F.linear(x, W), h, Bt, scaling, gain=magnitude / norm, bias=bias)  # [M, N]
-        ctx.save_for_backward(x, W, bias, lora_A, lora_B, h, magnitude, norm, y)
+        norm, gain = dora_gain(weight, lora_A, lora_B, scaling, magnitude)  # [N], [N]
+        y = lora_up(F.linear(x, W), h, Bt, scaling, gain=gain, bias=bias)  # [M, N]
+        ctx.save_for_backward(x, W, bias, lora_A, lora_B, h, magnitude, norm, gain, y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, bias, lora_A, lora_B, h, magnitude, norm, y = ctx.saved_tensors
+        x, W, bias, lora_A, lora_B, h, magnitude, norm, gain, y = ctx.saved_tensors
         dy, Bt, s = dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
-        gain = None if magnitude is None else magnitude / norm  # [N]
         dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
         if ctx.needs_input_grad[0]:
-            dx = dy @ (W if gain is None else (gain[:, None] * W).to(W.dtype))  # [M, K]
+            gW = W if gain is None else torch.mul(W, gain[:, None], out=torch.empty_like(W))  # [N, K]
+            dx = dy @ gW  # [M, K]
             dA = lora_backward_x(x, dx, dh, lora_A, ctx.mask)  # [r, K]; dx is completed
         else:
             dx, dA = None, lora_outer(dh, x, mask=ctx.mask)
         if gain is None:
             dBt, dm = lora_outer(h, dy, s), None  # [r, N]
         else:
-            dBt, dot = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
-            dm = dot / (gain * norm)  # [N]
-            for n in small(gain):
-                z = x @ W[n] + (s * h @ lora_B[n].to(h.dtype)).to(x.dtype)  # [M]
-                dm[n] = (dy[:, n] * z).sum(dtype=norm.dtype) / norm[n]
-        return dx, None, None, None, dA, dBt.mT, dm, None
-
-
-def small(gain: Tensor) -> Tensor:
-    """The outputs of which y - b says too little; hardly ever any."""
-    return (gain.abs() < SMALL_GAIN).nonzero().flatten()
+            dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+            dm = dora_magnitude(dots, magnitude, norm, dy, x, W, h, Bt, s)  # [N]
+        return dx, None, None, None, None, dA, dBt.mT, dm, None

@@ -38,6 +38,7 @@ class LoRALinear(nn.Linear):
         if base.bias is not None:
             self.bias = nn.Parameter(base.bias.detach(), requires_grad=False)
         kept = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
+        self._cast: tuple[tuple, Tensor] | None = None  # where it came from, and W in another dtype
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **kept)
@@ -59,7 +60,7 @@ class LoRALinear(nn.Linear):
             return self(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         parameters = (self.weight, self.bias, self.lora_A.weight, self.lora_B.weight, self.magnitude)
         if self.training and self.dropout.p > 0:
-            return Split.apply(x, draw(self.dropout, x), *parameters, self.scaling)
+            return Split.apply(x, draw(self.dropout, x), self.weight_in(x.dtype), *parameters, self.scaling)
         return Merged.apply(x, *parameters, self.scaling)
 
     @property
@@ -68,10 +69,20 @@ class LoRALinear(nn.Linear):
         return None
 
     @torch.no_grad()
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """W in the dtype of the activations, [N, K]; cast once, since it never changes."""
+        if self.weight.dtype == dtype:
+            return self.weight
+        source = (self.weight.data_ptr(), self.weight._version, dtype)
+        if self._cast is None or self._cast[0] != source:
+            self._cast = (source, self.weight.to(dtype))
+        return self._cast[1]
+
+    @torch.no_grad()
     def merged(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """A plain layer with W' as its weight, in `dtype` (that of W if None); this one stays as it is."""
         lora_A, lora_B = self.lora_A.weight, self.lora_B.weight
-        weight, _ = lora_merge(self.weight, lora_A, lora_B, self.scaling, self.magnitude, dtype)
+        weight, *_ = lora_merge(self.weight, lora_A, lora_B, self.scaling, self.magnitude, dtype)
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:

@@ -52,7 +52,7 @@ def measure(layers: "Iterable[LoRALinear]", dtype: "torch.dtype") -> Drift:
         parts = (layer.weight, layer.lora_A.weight, layer.lora_B.weight)
         weight, lora_A, lora_B = (part.detach().double() for part in parts)
         magnitude = None if layer.magnitude is None else layer.magnitude.detach().double()
-        exact, _ = lora_merge(weight, lora_A, lora_B, layer.scaling, magnitude)  # [N, K]
+        exact, *_ = lora_merge(weight, lora_A, lora_B, layer.scaling, magnitude)  # [N, K]
         rounded, delta = layer.merged(dtype).weight.double(), exact - weight
         errors.append(((rounded - exact).abs().max() / exact.abs().max()).item())
         noise += (rounded - exact).square().sum().item()

@@ -19,7 +19,8 @@ from kernels.lora_backward_x import lora_backward_x
 from kernels.lora_backward_y import lora_backward_y
 from kernels.lora_down import lora_down
 from kernels.lora_drop import lora_drop
-from kernels.lora_merge import dora_norm, lora_merge
+from kernels.lora_magnitude import dora_magnitude
+from kernels.lora_merge import dora_gain, dora_norm, lora_merge
 from kernels.lora_outer import lora_outer, lora_outer_dot
 from kernels.lora_up import lora_up
 from kernels.philox import Mask
@@ -189,21 +190,42 @@ def test_merge_and_norm(N, K, rank, dtype):
     w64, A64, B64, m64 = exact(W, A, B, m)
     V = w64 + 0.7 * B64 @ A64
     norms = np.sqrt((V**2).sum(axis=1))
-    merged, norm = lora_merge(W, A, B, 0.7)
+    merged, norm, gain = lora_merge(W, A, B, 0.7)
     assert norm is None
+    assert gain is None
     assert_near(merged, V, STORED[dtype])
     transposed = B.mT.contiguous().mT  # as a layer that keeps Bᵀ has it
-    merged, norm = lora_merge(W, A, transposed, 0.7, m, torch.float16)
+    merged, norm, gain = lora_merge(W, A, transposed, 0.7, m, torch.float16)
     assert_near(merged, (m64 / norms)[:, None] * V, STORED[torch.float16])
     assert_near(norm, norms, STORED[torch.float32])
+    assert_near(gain, m64 / norms, STORED[torch.float32])
     assert_near(dora_norm(W, A, B, 0.7), norms, STORED[torch.float32])
+    for got, expected in zip(dora_gain(W, A, B, 0.7, m), (norms, m64 / norms), strict=True):
+        assert_near(got, expected, STORED[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rank", [1, 12])
+@pytest.mark.parametrize("K", [83, 1100])
+def test_magnitude(K, rank, dtype):
+    """Outputs 1 and 3 have a gain so small that the sums over y say nothing: here they are NaN."""
+    M, N = 19, 5
+    x, dy, W = (numbers(*size, dtype=dtype, seed=i) for i, size in enumerate(((M, K), (M, N), (N, K))))
+    h, Bt = numbers(M, rank, seed=3), numbers(rank, N, seed=4)
+    norm = numbers(N, seed=5).abs() + 1
+    m = norm * torch.tensor([1.0, 0.0, -0.5, 1e-3, 2.0], device=DEVICE)
+    x64, dy64, W64, h64, Bt64, norm64, m64 = exact(x, dy, W, h, Bt, norm, m)
+    sums = (dy64 * (x64 @ W64.T + 0.7 * h64 @ Bt64)).sum(axis=0)  # Σ_M dy ⊙ z
+    dots = torch.from_numpy(sums * m64 / norm64).float().to(DEVICE)
+    dots[1], dots[3] = math.nan, math.nan
+    assert_near(dora_magnitude(dots, m, norm, dy, x, W, h, Bt, 0.7), sums / norm64, 2e-6)
 
 
 def test_a_row_of_zeros_has_the_smallest_norm():
     W, A, B = torch.zeros(3, 40), numbers(2, 40, seed=0).cpu(), torch.zeros(3, 2)
     W, A, B = (tensor.to(DEVICE) for tensor in (W, A, B))
     assert dora_norm(W, A, B, 1.0).eq(torch.finfo(torch.float32).tiny).all()
-    merged, _ = lora_merge(W, A, B, 1.0, torch.full((3,), torch.finfo(torch.float32).tiny, device=DEVICE))
+    merged, *_ = lora_merge(W, A, B, 1.0, torch.full((3,), torch.finfo(torch.float32).tiny, device=DEVICE))
     assert merged.eq(0).all()
 
 
@@ -240,7 +262,10 @@ def every_operation(launch_row: int = 75) -> dict[str, Tensor]:
         "drop": lora_drop(x, MASK),
         "norm": dora_norm(x, A, h, 0.5),
     }
-    results["merged"], results["merged norm"] = lora_merge(x, A, h, 0.5, h[:, 0].contiguous())
+    m = h[:, 0].contiguous()
+    results["merged"], results["merged norm"], results["gain"] = lora_merge(x, A, h, 0.5, m)
+    dy, W, norm = x[:, :9].contiguous(), x[:9].contiguous(), m[:9].abs()
+    results["dm"] = dora_magnitude(norm, m[:9], norm, dy, x, W, h, A[:, :9].contiguous(), 0.5)
     if launch_row >= 80:
         results["dh"], results["dBt"] = lora_backward_y(x, h, A, 1.3, g, launch=launch("backward_y"))
     return results

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 M, K, N, R = 5, 24, 16, 3
 MASK = Mask(0.25, seed=1, step=2, site=3)
 SIZES = {"x": (M, K), "dx": (M, K), "y": (M, N), "dy": (M, N), "h": (M, R), "dh": (M, R), "A": (R, K),
-         "Bt": (R, N), "W": (N, K), "B": (N, R), "m": (N,), "gK": (K,), "gN": (N,), "b": (N,)}  # fmt: skip
+         "Bt": (R, N), "W": (N, K), "B": (N, R), "m": (N,), "gK": (K,), "gN": (N,), "b": (N,),
+         "sN": (N,), "nN": (N,)}  # fmt: skip
 # What each operation is called with: tensors by name, or values
 CALLS = {
     "lora_down": ("x", "A", 1.5, MASK, "gK"),
@@ -27,6 +28,8 @@ CALLS = {
     "lora_backward_y": ("dy", "h", "Bt", 1.5, "gN"),
     "lora_merge": ("W", "A", "B", 1.5, "m", torch.float16),
     "dora_norm": ("W", "A", "B", 1.5),
+    "dora_gain": ("W", "A", "B", 1.5, "m"),
+    "dora_magnitude": ("sN", "m", "nN", "dy", "x", "W", "h", "Bt", 1.5),
 }
 
 

@@ -58,14 +58,15 @@ def test_merged_weight_is_the_scaled_sum_rounded_once(shape, weight_dtype, dtype
     V = w + 1.7 * b @ a
     norms = np.sqrt((V**2).sum(axis=1))
     expected = torch.from_numpy(V if m is None else (m.numpy() / norms)[:, None] * V)
-    merged, norm = lora_merge(W, A, B, 1.7, m, dtype)
+    merged, norm, gain = lora_merge(W, A, B, 1.7, m, dtype)
     assert merged.dtype == dtype
     within = {torch.float64: 1e-12}.get(dtype, torch.finfo(dtype).eps / 2 * (1 + 1e-3))
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # below, fewer digits are kept
     torch.testing.assert_close(merged.double(), expected, rtol=within, atol=max(smallest, 1e-15))
-    assert (norm is None) == (m is None)
+    assert (norm is None) == (gain is None) == (m is None)
     if m is not None:
         torch.testing.assert_close(norm, torch.from_numpy(norms), **tolerance(torch.float64))
+        torch.testing.assert_close(gain, m / torch.from_numpy(norms), **tolerance(torch.float64))
     assert lora_merge(W, A, B, 1.7, m)[0].dtype == weight_dtype
 
 

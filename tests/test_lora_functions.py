@@ -42,8 +42,8 @@ def fixed_mask(x: Tensor) -> Tensor:
 
 FORMS = {
     "merged": lambda x, layer: Merged.apply(x, *arguments(layer), layer.scaling),
-    "split": lambda x, layer: Split.apply(x, None, *arguments(layer), layer.scaling),
-    "dropped": lambda x, layer: Split.apply(x, fixed_mask, *arguments(layer), layer.scaling),
+    "split": lambda x, layer: Split.apply(x, None, layer.weight, *arguments(layer), layer.scaling),
+    "dropped": lambda x, layer: Split.apply(x, fixed_mask, layer.weight, *arguments(layer), layer.scaling),
 }
 
 
@@ -82,11 +82,11 @@ def test_gradients_pass_gradcheck(adapted, form):
     """Of A and B too where no norm is held constant, which a difference of two values would see move."""
     x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
     W, b, A, B, m = (None if one is None else one.detach() for one in arguments(adapted))
-    mask = () if form == "merged" else (fixed_mask if form == "dropped" else None,)
+    extra = () if form == "merged" else (fixed_mask if form == "dropped" else None, W)
     function, moving = (Merged if form == "merged" else Split), m is None
 
     def compute(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        return function.apply(x, *mask, W, b, A, B, m, adapted.scaling)
+        return function.apply(x, *extra, W, b, A, B, m, adapted.scaling)
 
     assert torch.autograd.gradcheck(compute, (x, A.requires_grad_(moving), B.requires_grad_(moving)))
 
@@ -124,6 +124,18 @@ def test_the_gradient_of_a_magnitude_near_zero_keeps_its_digits(form, m, bias):
     want = gradients(dense, layer, x)
     assert want[1][-1][4].abs() > 1e-3
     torch.testing.assert_close(gradients(FORMS[form], layer, x), want, **tolerance(torch.float64))
+
+
+def test_the_weight_is_cast_once_and_again_only_if_it_is_another(adapted):
+    half = adapted.weight_in(torch.float16)
+    assert torch.equal(half, adapted.weight.half())
+    assert adapted.weight_in(torch.float16) is half
+    assert adapted.weight_in(torch.float64) is adapted.weight
+    adapted.weight.data = adapted.weight.data + 1
+    assert torch.equal(adapted.weight_in(torch.float16), adapted.weight.half())
+    with torch.no_grad():
+        adapted.weight.mul_(2)
+    assert torch.equal(adapted.weight_in(torch.float16), adapted.weight.half())
 
 
 def test_b_lies_in_memory_as_the_kernels_read_it(adapted):

@@ -106,8 +106,9 @@ def test_what_trains_and_what_adapters_merge_into_stay_in_fp32(
     model = build_model(config, tiny)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for name, parameter in model.named_parameters():
-        adapted = isinstance(model.get_submodule(name.rsplit(".", 1)[0]), LoRALinear)
-        unchanged = name.startswith("bert.") and ".lora_" not in name and not adapted and method != "full"
+        module, own = name.rsplit(".", 1)
+        merged_into = isinstance(model.get_submodule(module), LoRALinear) and own == "weight"
+        unchanged = name.startswith("bert.") and ".lora_" not in name and not merged_into and method != "full"
         assert parameter.dtype == (half if unchanged else torch.float32), name
     hidden = []
     model.bert.register_forward_hook(lambda module, given, output: hidden.append(output.dtype))

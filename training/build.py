@@ -196,7 +196,9 @@ def cast_frozen(bert: Bert) -> None:
     Those are copied, so that nothing keeps the checkpoint's whole file mapped into memory.
     """
     for module in bert.modules():
-        dtype = torch.float32 if isinstance(module, LoRALinear) else bert.compute_dtype
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype, copy=True)
+                adapted = isinstance(module, LoRALinear) and name == "weight"
+                parameter.data = parameter.data.to(
+                    torch.float32 if adapted else bert.compute_dtype, copy=True
+                )
