@@ -141,11 +141,11 @@ def export(layer: layers.LoRALinear) -> nn.Linear:
 def forms_error(layer: layers.LoRALinear, exported: nn.Linear, x: Tensor, dy: Tensor) -> float:
     """How far the layer, its merged form and the exported plain layer are from its split form."""
     parameters = (layer.weight, layer.bias, layer.lora_A.weight, layer.lora_B.weight, layer.magnitude)
-    leaves = trained(layer)
+    leaves, s = trained(layer), layer.scaling
     split = differentiate(
-        lambda x: Split.apply(x, None, layer.weight, *parameters, layer.scaling), x, dy, leaves
+        lambda x: Split.apply(x, None, layer.weight_in(x.dtype), *parameters, s), x, dy, leaves
     )
-    merged = differentiate(lambda x: Merged.apply(x, *parameters, layer.scaling), x, dy, leaves)
+    merged = differentiate(lambda x: Merged.apply(x, s, *parameters)[0], x, dy, leaves)
     own, plain = differentiate(layer, x, dy, leaves), differentiate(exported, x, dy, {})
     of_plain = {name: split[name] for name in plain}  # y and dx
     return worst((relative(merged, split), relative(own, split), relative(plain, of_plain)))

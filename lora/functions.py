@@ -8,6 +8,8 @@ Letters: M tokens, K input features, N output features, r rank. Weights as store
 may be None. The gradient of W, [N, K], is never formed: A's and B's are products of rank r.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,40 +37,64 @@ class Merged(torch.autograd.Function):
         dm = Σ_M dy ⊙ (x Vᵀ) / ‖V‖,  with x Vᵀ = (y - b) / g
 
     V is summed in the dtype of the parameters, fp32 or better, and rounded once, to the dtype of x.
+
+    Of several layers that share x, the low-rank passes over x are made once for all: x Aᵀ with their A on
+    top of each other, their dA with their dh side by side; dx is summed in place.
     """
 
     @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,  # [M, K]
-        weight: Tensor,  # [N, K]
-        bias: Tensor | None,  # [N]
-        lora_A: Tensor,  # [r, K]
-        lora_B: Tensor,  # [N, r]
-        magnitude: Tensor | None,  # [N]
-        scaling: float,
-    ) -> Tensor:
-        merged, norm, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, x.dtype)  # [N, K], [N]
-        y = F.linear(x, merged, None if bias is None else bias.to(x.dtype))  # [M, N]
+    def forward(ctx, x: Tensor, scaling: float, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        """x [M, K], and of each layer weight [N, K], bias [N], lora_A [r, K], lora_B [N, r], magnitude [N]"""
+        outputs, saved = [], []
+        for weight, bias, lora_A, lora_B, magnitude in in_groups(parameters, 5):
+            merged, norm, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, x.dtype)  # [N, K]
+            y = F.linear(x, merged, None if bias is None else bias.to(x.dtype))  # [M, N]
+            needs_y = None if magnitude is None else y
+            saved += [weight, merged, bias, lora_A, lora_B, magnitude, norm, gain, needs_y]
+            outputs.append(y)
         ctx.scaling = scaling
-        needs_y = None if magnitude is None else y
-        ctx.save_for_backward(x, weight, merged, bias, lora_A, lora_B, magnitude, norm, gain, needs_y)
-        return y
+        ctx.save_for_backward(x, *saved)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, merged, bias, lora_A, lora_B, magnitude, norm, gain, y = ctx.saved_tensors
-        x, dy, Bt, s = x.contiguous(), dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
-        dx = dy @ merged if ctx.needs_input_grad[0] else None  # [M, K]
-        dA = lora_outer(lora_down(dy, Bt, gain=gain), x, s)  # [r, K]
-        h = lora_down(x, lora_A)  # [M, r]
-        if gain is None:
-            dBt, dm = lora_outer(h, dy, s), None  # [r, N]
-        else:
-            dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
-            dm = dora_magnitude(dots, magnitude, norm, dy, x, weight, h, Bt, s)  # [N]
-        return dx, None, None, dA, dBt.mT, dm, None
+    def backward(ctx, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        x, s, layers, dx = x.contiguous(), ctx.scaling, in_groups(saved, 9), None
+        ranks = [len(layer[3]) for layer in layers]
+        hs = beside(lora_down(x, above([layer[3] for layer in layers])), ranks)  # [M, r] each
+        dhs, gradients = [], []
+        for dy, h, layer in zip(dys, hs, layers, strict=True):
+            weight, merged, bias, _, lora_B, magnitude, norm, gain, y = layer
+            dy, Bt = dy.contiguous(), lora_B.mT.contiguous()
+            if ctx.needs_input_grad[0]:
+                dx = dy @ merged if dx is None else dx.addmm_(dy, merged)  # [M, K]
+            dhs.append(lora_down(dy, Bt, gain=gain))  # [M, r]
+            if gain is None:
+                dBt, dm = lora_outer(h, dy, s), None  # [r, N]
+            else:
+                dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+                dm = dora_magnitude(dots, magnitude, norm, dy, x, weight, h, Bt, s)  # [N]
+            gradients.append((dBt.mT, dm))
+        dAs = lora_outer(torch.cat(dhs, 1) if len(dhs) > 1 else dhs[0], x, s).split(ranks)  # [r, K] each
+        of_layers = [
+            one for dA, (dB, dm) in zip(dAs, gradients, strict=True) for one in (None, None, dA, dB, dm)
+        ]
+        return dx, None, *of_layers
+
+
+def in_groups(values: Sequence, size: int) -> list[tuple]:
+    return list(zip(*[iter(values)] * size, strict=True))
+
+
+def above(factors: list[Tensor]) -> Tensor:
+    """[r, K] of each layer -> [all r, K]"""
+    return torch.cat(factors) if len(factors) > 1 else factors[0]
+
+
+def beside(h: Tensor, ranks: list[int]) -> list[Tensor]:
+    """[M, all r] -> [M, r] for each layer"""
+    return [one.contiguous() for one in h.split(ranks, dim=1)]
 
 
 class Split(torch.autograd.Function):

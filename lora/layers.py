@@ -4,6 +4,7 @@ Letters: M tokens, K input features, N output features, r rank. Weights as store
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,23 @@ class LoRALinear(nn.Linear):
         """x [M, K] -> [M, N]; of any other shape, the last dimension counts"""
         if x.dim() != 2:
             return self(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-        parameters = (self.weight, self.bias, self.lora_A.weight, self.lora_B.weight, self.magnitude)
+        parameters = self.parameters_of_y
         if self.training and self.dropout.p > 0:
             return Split.apply(x, draw(self.dropout, x), self.weight_in(x.dtype), *parameters, self.scaling)
-        return Merged.apply(x, *parameters, self.scaling)
+        return Merged.apply(x, self.scaling, *parameters)[0]
+
+    @staticmethod
+    def together(layers: Sequence["LoRALinear"], x: Tensor) -> tuple[Tensor, ...]:
+        """y of each of several layers with one input x [M, K]; the merged form shares its passes over x."""
+        same_scale = len({layer.scaling for layer in layers}) == 1
+        if not same_scale or any(layer.training and layer.dropout.p > 0 for layer in layers):
+            return tuple(layer(x) for layer in layers)
+        return Merged.apply(x, layers[0].scaling, *(one for layer in layers for one in layer.parameters_of_y))
+
+    @property
+    def parameters_of_y(self) -> tuple[Tensor | None, ...]:
+        """W, b, A, B and m, as the functions take them"""
+        return self.weight, self.bias, self.lora_A.weight, self.lora_B.weight, self.magnitude
 
     @property
     def magnitude(self) -> Tensor | None:

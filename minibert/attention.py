@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from minibert.layers import Dropout, Linear
+from minibert.layers import Dropout, Linear, apply_all
 from minibert.sequences import Sequences
 
 
@@ -83,5 +83,6 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x [M, H] -> [M, H]"""
-        q = self.query(x) / math.sqrt(x.shape[1] // self.num_heads)  # [M, H]
-        return Attention.apply(q, self.key(x), self.value(x), sequences, self.num_heads, self.dropout)
+        q, k, v = apply_all((self.query, self.key, self.value), x)  # [M, H] each
+        q = q / math.sqrt(x.shape[1] // self.num_heads)
+        return Attention.apply(q, k, v, sequences, self.num_heads, self.dropout)

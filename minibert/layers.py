@@ -1,6 +1,6 @@
 """The layers of mixed precision: each computes in the dtype of its input, not of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,14 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+def apply_all(layers: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+    """y of each of several layers with one input x. A class whose layers can share work has a `together`."""
+    together = getattr(layers[0], "together", None)
+    if together is None or len({type(layer) for layer in layers}) > 1:
+        return tuple(layer(x) for layer in layers)
+    return together(layers, x)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -8,9 +8,11 @@ import torch
 from tolerances import tolerance
 from torch import Tensor, nn
 
+from lora import functions
 from lora.functions import Merged, Split
 from lora.layers import DoRALinear, LoRALinear
 from lora.methods import merge
+from minibert.layers import apply_all
 
 LAYERS = (LoRALinear, DoRALinear)
 OPTIMIZERS = {
@@ -41,7 +43,7 @@ def fixed_mask(x: Tensor) -> Tensor:
 
 
 FORMS = {
-    "merged": lambda x, layer: Merged.apply(x, *arguments(layer), layer.scaling),
+    "merged": lambda x, layer: Merged.apply(x, layer.scaling, *arguments(layer))[0],
     "split": lambda x, layer: Split.apply(x, None, layer.weight, *arguments(layer), layer.scaling),
     "dropped": lambda x, layer: Split.apply(x, fixed_mask, layer.weight, *arguments(layer), layer.scaling),
 }
@@ -82,11 +84,12 @@ def test_gradients_pass_gradcheck(adapted, form):
     """Of A and B too where no norm is held constant, which a difference of two values would see move."""
     x = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
     W, b, A, B, m = (None if one is None else one.detach() for one in arguments(adapted))
-    extra = () if form == "merged" else (fixed_mask if form == "dropped" else None, W)
-    function, moving = (Merged if form == "merged" else Split), m is None
+    mask, moving = fixed_mask if form == "dropped" else None, m is None
 
     def compute(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        return function.apply(x, *extra, W, b, A, B, m, adapted.scaling)
+        if form == "merged":
+            return Merged.apply(x, adapted.scaling, W, b, A, B, m)[0]
+        return Split.apply(x, mask, W, W, b, A, B, m, adapted.scaling)
 
     assert torch.autograd.gradcheck(compute, (x, A.requires_grad_(moving), B.requires_grad_(moving)))
 
@@ -157,6 +160,61 @@ def test_the_merged_weight_is_never_that_of_an_earlier_step(adapted, optimizer):
         step.zero_grad()
         torch.testing.assert_close(adapted(x), dense(x, adapted), **tolerance(torch.float64))
     assert (adapted(x) - before).abs().max() > 1e-3
+
+
+class TestTogether:
+    """Layers that share their input, as query, key and value do."""
+
+    @pytest.fixture
+    def trio(self, adapted) -> list[LoRALinear]:
+        """Of different widths and ranks."""
+        made = [
+            type(adapted)(nn.Linear(7, n, dtype=torch.float64), r, 0.6) for n, r in ((5, 2), (11, 3), (4, 1))
+        ]
+        for layer in made:
+            for tensor in layer.parameters():
+                tensor.data += 0.3 * torch.randn_like(tensor)
+        return made
+
+    def results(self, compute, trio: list[LoRALinear], x: Tensor) -> list[Tensor]:
+        """The outputs, and every gradient."""
+        leaves = [x, *(one for layer in trio for one in layer.parameters() if one.requires_grad)]
+        outputs = compute(trio, x)
+        return [*outputs, *torch.autograd.grad(sum((y * y.sin()).sum() for y in outputs), leaves)]
+
+    def test_they_compute_what_they_compute_alone(self, trio):
+        x = torch.randn(6, 7, dtype=torch.float64, requires_grad=True)
+        alone = self.results(lambda layers, x: [layer(x) for layer in layers], trio, x)
+        torch.testing.assert_close(self.results(apply_all, trio, x), alone, **tolerance(torch.float64))
+
+    def test_the_low_rank_passes_over_x_are_made_once(self, trio, monkeypatch):
+        read = []
+        for name in ("lora_down", "lora_outer"):
+            operation = getattr(functions, name)
+
+            def noted(*arguments, operation=operation, **options):
+                read.extend(id(one) for one in arguments[:2])
+                return operation(*arguments, **options)
+
+            monkeypatch.setattr(functions, name, noted)
+        x = torch.randn(6, 7, dtype=torch.float64, requires_grad=True)
+        self.results(apply_all, trio, x)
+        shared = max(set(read), key=read.count)
+        assert read.count(shared) == 2  # x for all h, and for all dA
+
+    @pytest.mark.parametrize("change", ["scaling", "dropout", "class"])
+    def test_layers_that_differ_are_computed_alone(self, trio, change, monkeypatch):
+        if change == "scaling":
+            trio[1].scaling = 0.7
+        elif change == "dropout":
+            trio[1].dropout.p = 0.5
+        else:
+            trio[1] = nn.Linear(7, 11, dtype=torch.float64)
+        x = torch.randn(6, 7, dtype=torch.float64)
+        torch.manual_seed(0)
+        together = apply_all(trio, x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(together, tuple(layer(x) for layer in trio), rtol=0, atol=0)
 
 
 def test_an_input_that_needs_no_gradient_gets_none(adapted):

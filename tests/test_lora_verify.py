@@ -44,13 +44,13 @@ def parameters(layer: LoRALinear) -> tuple[Tensor | None, ...]:
 
 
 def scaling_ignored(layer: LoRALinear, x: Tensor) -> Tensor:
-    return Merged.apply(x, *parameters(layer), 1.0)
+    return Merged.apply(x, 1.0, *parameters(layer))[0]
 
 
 def bias_rescaled(layer: LoRALinear, x: Tensor) -> Tensor:
     W, b, A, B, m = parameters(layer)
     gain = (m / layer.weight_norm()).to(x.dtype)
-    return Merged.apply(x, W, gain * b, A, B, m, layer.scaling)
+    return Merged.apply(x, layer.scaling, W, gain * b, A, B, m)[0]
 
 
 def norm_differentiated(layer: LoRALinear, x: Tensor) -> Tensor:
@@ -61,12 +61,14 @@ def norm_differentiated(layer: LoRALinear, x: Tensor) -> Tensor:
 
 def merged_once(layer: LoRALinear, x: Tensor) -> Tensor:
     layer.kept = getattr(layer, "kept", None) or layer.merged()
-    return F.linear(x, layer.kept.weight, layer.bias) + 0 * Merged.apply(x, *parameters(layer), layer.scaling)
+    return (
+        F.linear(x, layer.kept.weight, layer.bias) + 0 * Merged.apply(x, layer.scaling, *parameters(layer))[0]
+    )
 
 
 def b_detached(layer: LoRALinear, x: Tensor) -> Tensor:
     W, b, A, B, m = parameters(layer)
-    return Merged.apply(x, W, b, A, B.detach(), m, layer.scaling)
+    return Merged.apply(x, layer.scaling, W, b, A, B.detach(), m)[0]
 
 
 def merged_in_place(layer: LoRALinear, dtype: torch.dtype | None = None) -> nn.Linear:
@@ -79,7 +81,7 @@ def merged_in_place(layer: LoRALinear, dtype: torch.dtype | None = None) -> nn.L
 
 
 def not_a_number(layer: LoRALinear, x: Tensor) -> Tensor:
-    return Merged.apply(x, *parameters(layer), layer.scaling) * float("nan")
+    return Merged.apply(x, layer.scaling, *parameters(layer))[0] * float("nan")
 
 
 @pytest.mark.parametrize(
