@@ -24,8 +24,8 @@ KERNELS = (lora_backward_x, lora_down, lora_magnitude, lora_merge, lora_outer, l
 M, K, N, RANK, SCALING = 45, 40, 83, 3, 0.6
 # Operations that compute nothing on a device, or that are made of those that do
 FREE = {"view", "_unsafe_view", "t", "transpose", "detach", "alias", "empty", "new_empty", "empty_strided",
-        "empty_like", "as_strided", "unbind", "slice", "select", "unsqueeze", "expand", "split", "permute",
-        "set_", "is_pinned"}  # fmt: skip
+        "empty_like", "as_strided", "unbind", "slice", "select", "unsqueeze", "expand", "split",
+        "split_with_sizes", "permute", "set_", "is_pinned"}  # fmt: skip
 
 
 def adapted(layer: type[LoRALinear], dropout: float, dtype: torch.dtype) -> nn.Sequential:
