@@ -1,6 +1,6 @@
 """Examples -> packed batches, in an order that is a pure function of (seed, task, epoch).
 
-Letters: M tokens, S sequences, B examples.
+Letters: M tokens, S sequences, B examples, H hidden size.
 """
 
 import zlib
@@ -20,13 +20,17 @@ ROUND = 64  # M is filled up to a multiple of this: see `Sequences.filler`
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides)."""
+    """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides).
+
+    `pooled` is what the encoder makes of them, where that is known: see `Features`.
+    """
 
     ids: tuple[str, ...]
     input_ids: Tensor  # [M]
     token_type_ids: Tensor  # [M]
     sequences: Sequences  # of S
     labels: Tensor | None  # [B]
+    pooled: Tensor | None = None  # [S, H]
 
     def to(self, device: torch.device) -> "Batch":
         return replace(
@@ -35,6 +39,7 @@ class Batch:
             token_type_ids=self.token_type_ids.to(device),
             sequences=self.sequences.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            pooled=None if self.pooled is None else self.pooled.to(device),
         )
 
 
@@ -55,8 +60,25 @@ class PackedTexts:
         return slice(self.ends[index - 1] if index else 0, self.ends[index])
 
 
+class Features:
+    """The pooled vectors of some of a dataset's examples, in fp32 in main memory: S/B · H · 4 bytes each."""
+
+    def __init__(self, length: int, among: np.ndarray, sides: int, hidden_size: int):
+        self.vectors = torch.empty(sides, len(among), hidden_size)  # [S/B, len(among), H]
+        # The place of any other example is one past the end, so that asking for it is an error.
+        self.places = torch.full((length,), len(among))  # [len]
+        self.places[among] = torch.arange(len(among))
+
+    def put(self, indices: np.ndarray, pooled: Tensor) -> None:
+        """pooled [S, H], in a batch's order: left sides, then right sides"""
+        self.vectors[:, self.places[indices]] = pooled.cpu().unflatten(0, (-1, len(indices)))
+
+    def of(self, indices: np.ndarray) -> Tensor:
+        return self.vectors[:, self.places[indices]].flatten(0, 1)  # [S, H]
+
+
 class Dataset:
-    """A split of a task, tokenized once."""
+    """A split of a task, tokenized once, and encoded once where `features` are given to it."""
 
     def __init__(self, task: Task, examples: Sequence[Example], tokenizer: Tokenizer, siamese: bool = False):
         self.task = task
@@ -69,6 +91,7 @@ class Dataset:
         labelled = all(e.label is not None for e in examples)
         dtype = np.int64 if task.is_classification else np.float32
         self.labels = np.array([e.label for e in examples], dtype) if labelled else None  # [len]
+        self.features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -95,17 +118,20 @@ class Dataset:
             token_type_ids=torch.from_numpy(token_type_ids),
             sequences=Sequences(lengths, filler),
             labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
+            pooled=None if self.features is None else self.features.of(indices),
         )
 
-    def in_order_of_length(self, most: int, most_tokens: int) -> Iterator[tuple[np.ndarray, Batch]]:
-        """(indices, batch) over all examples, longest first: for evaluation, where order does not matter.
+    def in_order_of_length(
+        self, most: int, most_tokens: int, among: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(indices, batch) over all examples or those `among`, longest first: where order does not matter.
 
         A batch has at most `most` examples and `most_tokens` tokens, but one example at least.
         """
-        order = self.longest_first(np.arange(len(self)))
+        order = self.longest_first(np.arange(len(self)) if among is None else among)
         ends = self.lengths(order).cumsum()
         start = 0
-        while start < len(self):
+        while start < len(order):
             before = ends[start - 1] if start else 0
             fitting = int(np.searchsorted(ends, before + most_tokens, side="right")) - start
             indices = order[start : start + min(most, max(fitting, 1))]
@@ -142,3 +168,9 @@ class RoundRobin:
         # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
         data = self.datasets[name]
         return name, data.collate(data.longest_first(chosen))
+
+    def used(self, name: str, steps: int) -> np.ndarray:
+        """The examples of a task, in the data's order, that the first `steps` steps train on."""
+        turns = -(-(steps - self.names.index(name)) // len(self.names))
+        order = epoch_order(len(self.datasets[name]), self.seed, name, epoch=0)
+        return np.sort(order[: turns * self.batch_size])

@@ -10,7 +10,10 @@ from tasks.data import Batch
 
 
 class TaskModel(nn.Module):
-    """batch -> hidden [M, H] -> pooled [S, H] -> logits [B, C]"""
+    """batch -> hidden [M, H] -> pooled [S, H] -> logits [B, C]
+
+    A batch that carries its pooled vectors needs no encoder.
+    """
 
     def __init__(self, bert: Bert, pooling: str, heads: Mapping[str, nn.Module]):
         super().__init__()
@@ -18,7 +21,10 @@ class TaskModel(nn.Module):
         self.pool = POOLINGS[pooling]
         self.heads = nn.ModuleDict(heads)
 
-    def forward(self, task: str, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch) -> Tensor:
         hidden = self.bert(batch.input_ids, batch.token_type_ids, batch.sequences)  # [M, H]
-        pooled = self.pool(self.bert, hidden, batch.sequences)  # [S, H]
+        return self.pool(self.bert, hidden, batch.sequences)  # [S, H]
+
+    def forward(self, task: str, batch: Batch) -> Tensor:
+        pooled = self.encode(batch) if batch.pooled is None else batch.pooled  # [S, H]
         return self.heads[task](pooled)  # [B, C]

@@ -16,7 +16,7 @@ from tiny_bert import TINY
 from minibert.tokenizer import Tokenizer
 from tasks import QQP, SST, STS
 from tasks.base import Example, Task
-from tasks.data import Dataset, RoundRobin, epoch_order
+from tasks.data import Dataset, Features, RoundRobin, epoch_order
 
 WORDS = ["the", "a", "is", "not", "good", "bad", "film", "what", "how", "cat", "dog", "zebra"]
 
@@ -132,12 +132,30 @@ def test_without_a_label_for_every_example_a_batch_has_none(tokenizer: Tokenizer
 def test_a_batch_moves_to_a_device_whole(tokenizer: Tokenizer):
     meta = torch.device("meta")
     data = Dataset(SST, some_examples(SST, 5), tokenizer)
+    assert data.collate(np.arange(5)).to(meta).pooled is None
+    data.features = Features(5, np.arange(5), sides=1, hidden_size=7)
     batch = data.collate(np.arange(5)).to(meta)
-    moved = (batch.input_ids, batch.token_type_ids, batch.labels, batch.sequences.counts)
-    assert [tensor.device for tensor in moved] == [meta] * 4
+    moved = (batch.input_ids, batch.token_type_ids, batch.labels, batch.sequences.counts, batch.pooled)
+    assert [tensor.device for tensor in moved] == [meta] * 5
     assert batch.sequences.filler == data.collate(np.arange(5)).sequences.filler
     data = Dataset(SST, some_examples(SST, 5, labelled=False), tokenizer)
     assert data.collate(np.arange(5)).to(meta).labels is None
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+def test_a_batch_carries_the_features_of_its_sequences_in_their_order(tokenizer: Tokenizer, siamese: bool):
+    data = Dataset(STS, some_examples(STS, 9), tokenizer, siamese)
+    sides = 2 if siamese else 1
+    data.features = Features(9, np.array([1, 3, 4, 8]), sides, hidden_size=2)
+    for indices in (np.array([8, 1, 4]), np.array([3])):  # side s of example i is (s, i)
+        rows = [[side, i] for side in range(sides) for i in indices]
+        data.features.put(indices, torch.tensor(rows, dtype=torch.float32))
+    batch = data.collate(np.array([4, 3, 8]))
+    assert batch.pooled.dtype == torch.float32
+    assert batch.pooled.tolist() == [[side, i] for side in range(sides) for i in (4, 3, 8)]
+    assert len(batch.sequences.lengths) == len(batch.pooled)
+    with pytest.raises(IndexError):
+        data.collate(np.array([4, 5]))  # 5 has none
 
 
 # Orders
@@ -157,6 +175,16 @@ def test_evaluation_sees_every_example_once_longest_first(
         sides = np.array(batch.sequences.lengths).reshape(2 if siamese else 1, -1)
         lengths += sides.sum(axis=0).tolist()
     assert sorted(seen) == list(range(10))
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@given(among=st.sets(st.integers(0, 9)))
+def test_it_may_be_some_of_the_examples(tokenizer: Tokenizer, among: set[int]):
+    data = Dataset(STS, some_examples(STS, 10), tokenizer)
+    batches = list(data.in_order_of_length(3, 10**6, np.array(sorted(among), int)))
+    seen = [i for indices, _ in batches for i in indices.tolist()]
+    assert sorted(seen) == sorted(among)
+    lengths = [length for _, batch in batches for length in batch.sequences.lengths]
     assert lengths == sorted(lengths, reverse=True)
 
 
@@ -259,6 +287,16 @@ def test_the_batch_of_a_step_is_a_function_of_the_step_alone(datasets, sizes, ba
         assert (task, batch.ids, batch.sequences) == (wanted_task, wanted.ids, wanted.sequences)
         assert torch.equal(batch.input_ids, wanted.input_ids)
         assert torch.equal(batch.labels, wanted.labels)
+
+
+@settings(max_examples=40)
+@given(sizes=SIZES, batch_size=st.integers(1, 9), steps=st.integers(0, 60))
+def test_what_the_first_steps_use_is_what_their_batches_hold(datasets, sizes, batch_size, steps):
+    plan = RoundRobin(datasets(sizes), batch_size, seed=5)
+    held = {i for step in range(steps) for i in plan.batch(step)[1].ids}
+    used = {name: plan.used(name, steps).tolist() for name in sizes}
+    assert {f"{name}-{i}" for name, indices in used.items() for i in indices} == held
+    assert all(indices == sorted(set(indices)) for indices in used.values())
 
 
 def test_an_epoch_ends_with_the_largest_task_and_the_smaller_ones_start_over(datasets):

@@ -23,6 +23,7 @@ KINDS = {
     "dora, dropout everywhere": {"method": "dora", "lora_dropout": 0.2, "encoder_dropout": 0.2},
     "full, pooler": {"method": "full", "pooling": "pooler", "lr": 0.001},
     "frozen": {"method": "frozen"},
+    "frozen, cut short": {"method": "frozen", "task": "sst+sts", "pair": "siamese", "max_steps": 5},
     "two tasks": {"task": "sst+sts", "method": "lora"},
     "siamese, cut short": {"pair": "siamese", "max_steps": 4},
     "the precision chosen here": {"precision": "auto"},
@@ -35,10 +36,17 @@ class Killed(BaseException):
 
 @pytest.fixture
 def stopped_run(tiny: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Starts a run in tmp_path / "stopped", and stops it once it has said that a step or an epoch is done."""
+    """Starts a run in tmp_path / "stopped", and stops it once it has said that a step or an epoch is done.
+
+    Of a frozen encoder it also says how many examples are encoded.
+    """
 
     def start(step: int, how: signal.Signals | None = signal.SIGTERM, said: str = "step", **changes) -> Ended:
         class StoppingBar(Bar):
+            def encoded(self, done: int, total: int) -> None:
+                super().encoded(done, total)
+                stop("encoded", done)
+
             def step(self, line: dict, tokens_per_second: float) -> None:
                 super().step(line, tokens_per_second)
                 stop("step", line["step"])
@@ -108,6 +116,22 @@ def test_a_run_may_be_stopped_more_than_once(stopped_run, goes_on) -> None:
     assert stopped_run(2).code == 143
     assert stopped_run(4, signal.SIGINT).code == 130
     goes_on()
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_may_be_stopped_while_its_frozen_encoder_reads(
+    how: signal.Signals, code: int, stopped_run, goes_on
+) -> None:
+    changes = {"method": "frozen", "task": "sst+sts"}  # one batch of each, then the first step
+    for done in (24, 48):
+        ended = stopped_run(done, how, "encoded", **changes)
+        assert ended.code == code
+        assert f"{how.name}: stopped after step 0, saved; --resume --out " in ended.line
+    assert stopped_run(7, how, **changes).code == code
+    ended = stopped_run(24, how, "encoded", **changes)  # which a resumed run does once more
+    assert ended.code == code
+    assert "stopped after step 7, saved" in ended.line
+    goes_on(**changes)
 
 
 @pytest.mark.parametrize(("said", "step"), [("step", 1), ("step", 5), ("epoch", 3), ("epoch", 6)])

@@ -1,5 +1,6 @@
 """Predictions of a model over a dataset, and their scores."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from lora.methods import merge
 from tasks.base import Task
-from tasks.data import Dataset
+from tasks.data import Dataset, Features
 from tasks.metrics import METRICS
 from tasks.model import TaskModel
 
@@ -25,12 +26,32 @@ class Prediction:
         return bool(np.isfinite(self.predictions if self.probabilities is None else self.probabilities).all())
 
 
-# Tokens of a batch: on a CPU no more than a training step has, so that predicting needs no more memory.
+# Of a batch. On a CPU no more tokens than a training step has, so that predicting needs no more memory.
+MOST_EXAMPLES = 512
 MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 @torch.no_grad()
-def predict(model: TaskModel, data: Dataset, device: torch.device, batch_size: int = 512) -> Prediction:
+def encode_once(
+    model: TaskModel, data: Dataset, device: torch.device, among: np.ndarray | None = None
+) -> Iterator[int]:
+    """Give data the features of all its examples or those `among`, made by an encoder that never changes.
+
+    Yields the number of examples of each batch once it is done; if left before the end, data stays as it was.
+    The batches are the same each time, so that a resumed run has the same vectors, bit for bit.
+    """
+    among = np.arange(len(data)) if among is None else among
+    features = Features(len(data), among, len(data.sides), model.bert.config.hidden_size)
+    for indices, batch in data.in_order_of_length(MOST_EXAMPLES, MOST_TOKENS[device.type], among):
+        features.put(indices, model.encode(batch.to(device)))
+        yield len(indices)
+    data.features = features
+
+
+@torch.no_grad()
+def predict(
+    model: TaskModel, data: Dataset, device: torch.device, batch_size: int = MOST_EXAMPLES
+) -> Prediction:
     """Without dropout, and with adapters merged once for all batches; the model is left as it was.
 
     A batch has at most `batch_size` examples, and no more tokens than suit the device.

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from tasks.losses import LOSSES
 from tasks.model import TaskModel
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
-from training.evaluate import predict, score
+from training.evaluate import encode_once, predict, score
 from training.optimizer import build_optimizer, lr_factor
 
 
@@ -24,7 +24,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has stopped between two steps."""
+    """A signal asked the run to stop; it has stopped between two steps, or before the first."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -56,6 +56,7 @@ class Trainer:
 
     Attributes:
         progress: how far it is; `best_weights` are those of `progress.best_epoch`.
+        encodes_once: nothing in the encoder trains, so that what it makes of an example never changes.
     """
 
     def __init__(self, config: Config, model: TaskModel, train: Mapping[str, Dataset], device: torch.device):
@@ -63,6 +64,7 @@ class Trainer:
         self.plan = RoundRobin(train, config.batch_size, config.seed)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.encodes_once = not any(parameter.requires_grad for parameter in model.bert.parameters())
         self.optimizer = build_optimizer(model, config.lr, config.weight_decay)
         self.dropout_key = install_dropout(model, config.seed)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
@@ -77,6 +79,25 @@ class Trainer:
     @property
     def epoch_ended(self) -> bool:
         return self.finished or self.progress.step % self.steps_per_epoch == 0
+
+    def encode_training_data(self) -> Iterator[tuple[int, int]]:
+        """Where nothing in the encoder trains, have it read once what the steps train on; else do nothing.
+
+        Yields the number of examples that are done, and of all. This is training work: its seconds count in
+        the epoch under way, and once more in a resumed run. A token counts when a step trains on its example,
+        as in the other methods, so in every epoch again, though it is read once.
+        """
+        if not self.encodes_once or self.finished:
+            return
+        used = {name: self.plan.used(name, self.total_steps) for name in self.plan.names}
+        done, total = 0, sum(map(len, used.values()))
+        started = time.perf_counter()
+        for name, among in used.items():
+            for count in encode_once(self.model, self.plan.datasets[name], self.device, among):
+                self._spend(time.perf_counter() - started)
+                done += count
+                yield done, total
+                started = time.perf_counter()
 
     def loss(self, task: str, batch: Batch) -> Tensor:
         logits = self.model(task, batch)  # [B, C]
@@ -124,9 +145,12 @@ class Trainer:
 
     def _count(self, loss: float, batch: Batch, seconds: float) -> None:
         self.progress.epoch_loss += loss
+        self.progress.tokens += sum(batch.sequences.lengths)
+        self._spend(seconds)
+
+    def _spend(self, seconds: float) -> None:
         self.progress.epoch_seconds += seconds
         self.progress.train_seconds += seconds
-        self.progress.tokens += sum(batch.sequences.lengths)
 
     def end_epoch(self, scored: Mapping[str, Mapping[str, Dataset]]) -> dict:
         """Score `scored` (split -> task -> data) and keep the weights if best; the line of metrics.jsonl."""
@@ -150,6 +174,9 @@ class Trainer:
     def scores(self, data: Mapping[str, Dataset]) -> dict[str, dict[str, float]]:
         scores = {}
         for name, one in data.items():
+            if self.encodes_once and one.features is None:
+                for _ in encode_once(self.model, one, self.device):
+                    pass
             prediction = predict(self.model, one, self.device)
             if not prediction.is_finite:
                 step = self.progress.step
@@ -160,16 +187,21 @@ class Trainer:
     def run(
         self,
         scored: Mapping[str, Mapping[str, Dataset]],
+        on_encoded: Callable[[int, int], None],
         on_step: Callable[[dict], None],
         on_epoch: Callable[[dict], None],
     ) -> None:
         """Train to the end from wherever `progress` is, then put the best weights into the model.
 
         Raises:
-            Interrupted: after the step under way, if SIGINT or SIGTERM came.
+            Interrupted: after the step or the batch under way, if SIGINT or SIGTERM came.
         """
         with stop_signals() as stopped:
             self.model.train()
+            for done, total in self.encode_training_data():
+                on_encoded(done, total)
+                if stopped():
+                    raise Interrupted(stopped())
             while not self.finished:
                 if stopped():
                     raise Interrupted(stopped())

@@ -58,6 +58,10 @@ class Bar:
             disable=None,  # where nobody watches
         )
 
+    def encoded(self, done: int, total: int) -> None:
+        """Before the first step of a run whose encoder never changes."""
+        self.bar.set_postfix_str(f"encoding once: {done:,} of {total:,} examples")
+
     def step(self, line: Mapping, tokens_per_second: float) -> None:
         self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
         self.bar.update()

@@ -103,7 +103,8 @@ class Run:
 
         try:
             with closing(bar):
-                trainer.run({"dev": self.data["dev"], "train": self.data["sample"]}, on_step, on_epoch)
+                scored = {"dev": self.data["dev"], "train": self.data["sample"]}
+                trainer.run(scored, bar.encoded, on_step, on_epoch)
         except Interrupted as stop:
             self._checkpoint(folder)
             again = f"--resume --out {folder.path} goes on from there"
@@ -152,7 +153,12 @@ class Run:
         print(closing_table(result, folder.path))
 
     def result(self) -> dict:
-        """What result.json says."""
+        """What result.json says.
+
+        `train_seconds` are those of the training steps, with what a frozen encoder reads for them beforehand.
+        `tokens_per_second` is how fast they go through the data: a token counts each time that its example
+        is trained on, whether or not the encoder reads it anew.
+        """
         config, progress = self.config, self.trainer.progress
         best = next(line for line in progress.history if line["epoch"] == progress.best_epoch)
         peak = peak_memory_mib(self.device)
@@ -225,6 +231,8 @@ def overfit_batch(config: Config) -> int:
     trainer.model.train()
     losses = []
     with closing(Bar(steps, 0)) as bar:
+        for done, total in trainer.encode_training_data():
+            bar.encoded(done, total)
         while not trainer.finished:
             line = trainer.step()
             losses.append(line["loss"])
