@@ -37,7 +37,7 @@ class Method:
 
 
 METHODS = {
-    "frozen": Method(lr=1e-3),
+    "frozen": Method(lr=1e-2),
     "full": Method(lr=1e-4, trains_encoder=True),
     "lora": Method(lr=1e-3, layer="LoRALinear", scaling=lambda alpha, r: alpha / r, alpha=lambda r: 2 * r),
     "rslora": Method(
