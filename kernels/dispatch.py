@@ -238,6 +238,17 @@ def runs_kernels(x: Tensor) -> bool:
     return True
 
 
+def fits_one_pass(x: Tensor, rank: int) -> bool:
+    """Whether layers whose ranks add up to this should share their passes over x [M, K].
+
+    Not where each has its kernels and their sum has none.
+    """
+    if not runs_kernels(x):
+        return True
+    row = architecture(x.device)
+    return all(find(operation, row, x.dtype, rank) is not None for operation in ("down", "outer"))
+
+
 def _too_wide(x: Tensor) -> bool:
     if x.shape[1] > MAX_WIDTH:
         _say(f"weights with more than {MAX_WIDTH} inputs are merged unfused: a row must fit into registers")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.dispatch import dora_norm, lora_merge
+from kernels.dispatch import dora_norm, fits_one_pass, lora_merge
 from kernels.dropout import draw
 from lora.functions import Merged, Split
 
@@ -68,7 +68,8 @@ class LoRALinear(nn.Linear):
     def together(layers: Sequence["LoRALinear"], x: Tensor) -> tuple[Tensor, ...]:
         """y of each of several layers with one input x [M, K]; the merged form shares its passes over x."""
         same_scale = len({layer.scaling for layer in layers}) == 1
-        if not same_scale or any(layer.training and layer.dropout.p > 0 for layer in layers):
+        drops = any(layer.training and layer.dropout.p > 0 for layer in layers)
+        if drops or not same_scale or not fits_one_pass(x, sum(len(layer.lora_A.weight) for layer in layers)):
             return tuple(layer(x) for layer in layers)
         return Merged.apply(x, layers[0].scaling, *(one for layer in layers for one in layer.parameters_of_y))
 

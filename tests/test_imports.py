@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "predict": {"training", "tasks", "lora", "kernels", "minibert"},
 }
 # Modules that are run: each may import what predict.py may, and nothing imports it.
-SCRIPTS = {"lora.verify", "lora.merge", "kernels.audit", "kernels.roofline"}
+SCRIPTS = {"lora.verify", "lora.merge", "kernels.audit", "kernels.bench", "kernels.roofline"}
 # Formats whose reader runs code, and ways to run text as code.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "imp"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}

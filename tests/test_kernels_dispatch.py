@@ -136,6 +136,16 @@ def test_a_gpu_gets_the_kernel_where_it_pays(gpu, architecture, operation, rank,
     assert chosen.__name__ == f"lora_{operation}"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "rank", "fits"), [(75, 15, True), (75, 24, False), (80, 24, True), (80, 96, False)]
+)
+def test_layers_share_a_pass_where_their_ranks_together_have_kernels(gpu, architecture, rank, fits):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    gpu(architecture)
+    assert dispatch.fits_one_pass(OnGpu(), rank) == fits
+    assert dispatch.fits_one_pass(torch.ones(2, 8), rank)  # a CPU has no kernels to lose
+
+
 def test_fp64_among_the_factors_is_not_rounded_to_what_kernels_sum_in(gpu):
     gpu(80)
     assert dispatch.choose("down", OnGpu(), OnGpu(torch.float64, (8, 768))) is reference.lora_down
