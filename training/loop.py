@@ -16,6 +16,7 @@ from tasks.model import TaskModel
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.evaluate import encode_once, predict, score
+from training.memory import give_back_memory
 from training.optimizer import build_optimizer, lr_factor
 
 
@@ -157,6 +158,7 @@ class Trainer:
         progress = self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
         steps = progress.step - (epoch - 1) * self.steps_per_epoch
+        give_back_memory()  # or what scoring takes would come on top of what the steps took
         scores = {split: self.scores(data) for split, data in scored.items()}
         leading = {
             split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
