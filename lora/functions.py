@@ -19,6 +19,7 @@ from kernels.dispatch import (
     dora_gain,
     dora_magnitude,
     lora_backward_x,
+    lora_backward_y,
     lora_down,
     lora_merge,
     lora_outer,
@@ -69,14 +70,15 @@ class Merged(torch.autograd.Function):
             dy, Bt = dy.contiguous(), lora_B.mT.contiguous()
             if ctx.needs_input_grad[0]:
                 dx = dy @ merged if dx is None else dx.addmm_(dy, merged)  # [M, K]
-            dhs.append(lora_down(dy, Bt, gain=gain))  # [M, r]
             if gain is None:
-                dBt, dm = lora_outer(h, dy, s), None  # [r, N]
+                (dh, dBt), dm = lora_backward_y(dy, h, Bt, s), None  # [M, r], [r, N]
             else:
+                dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
                 dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
                 dm = dora_magnitude(dots, magnitude, norm, dy, x, weight, h, Bt, s)  # [N]
+            dhs.append(dh)
             gradients.append((dBt.mT, dm))
-        dAs = lora_outer(torch.cat(dhs, 1) if len(dhs) > 1 else dhs[0], x, s).split(ranks)  # [r, K] each
+        dAs = lora_outer(torch.cat(dhs, 1) if len(dhs) > 1 else dhs[0], x).split(ranks)  # [r, K] each
         of_layers = [
             one for dA, (dB, dm) in zip(dAs, gradients, strict=True) for one in (None, None, dA, dB, dm)
         ]
@@ -138,16 +140,16 @@ class Split(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W, bias, lora_A, lora_B, h, magnitude, norm, gain, y = ctx.saved_tensors
         dy, Bt, s = dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
-        dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
+        if gain is None:
+            (dh, dBt), dm = lora_backward_y(dy, h, Bt, s), None  # [M, r], [r, N]
+        else:
+            dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
+            dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+            dm = dora_magnitude(dots, magnitude, norm, dy, x, W, h, Bt, s)  # [N]
         if ctx.needs_input_grad[0]:
             gW = W if gain is None else torch.mul(W, gain[:, None], out=torch.empty_like(W))  # [N, K]
             dx = dy @ gW  # [M, K]
             dA = lora_backward_x(x, dx, dh, lora_A, ctx.mask)  # [r, K]; dx is completed
         else:
             dx, dA = None, lora_outer(dh, x, mask=ctx.mask)
-        if gain is None:
-            dBt, dm = lora_outer(h, dy, s), None  # [r, N]
-        else:
-            dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
-            dm = dora_magnitude(dots, magnitude, norm, dy, x, W, h, Bt, s)  # [N]
         return dx, None, None, None, None, dA, dBt.mT, dm, None
