@@ -22,7 +22,6 @@ import functools
 import importlib
 import importlib.util
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -30,12 +29,11 @@ import torch
 from torch import Tensor
 
 from kernels import matmul, reference
-from kernels.launch import KERNEL_OF, MAX_WIDTH, architecture, find
+from kernels.launch import INTERPRETED, KERNEL_OF, MAX_WIDTH, architecture, find
 from kernels.philox import Mask, Masking
 
 log = logging.getLogger(__name__)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OLDEST = (3, 2)  # before, offsets and options that the kernels rely on behave otherwise
 MOST_ELEMENTS = 2**31 - 1  # kernels count offsets in 32 bits
 

@@ -13,10 +13,12 @@ not by arithmetic: there the first two carry what is bound by memory, and matrix
 is for fp32 activations on any architecture, which tensor cores would round to TF32.
 """
 
+import os
 from typing import NamedTuple
 
 import torch
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs kernels on the CPU
 MAX_WIDTH = 8192  # of a row that lora_merge and lora_magnitude hold in registers
 KERNEL_OF = {"outer_dot": "outer"}  # operations that have the kernel, and the launches, of another
 

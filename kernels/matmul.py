@@ -4,11 +4,10 @@ Where a mask is given, x̃ is regenerated and stored for the length of one opera
 are those of kernels.reference; what passes between the operations stays in fp32.
 """
 
-import os
-
 import torch
 from torch import Tensor
 
+from kernels.launch import INTERPRETED
 from kernels.philox import Mask, Masking
 
 
@@ -77,7 +76,7 @@ def lora_backward_y(
 def _dropped(x: Tensor, mask: Masking | None) -> Tensor:
     if mask is None:
         return x
-    if isinstance(mask, Mask) and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+    if isinstance(mask, Mask) and (x.is_cuda or INTERPRETED):
         from kernels.lora_drop import lora_drop  # here, as this file is imported where there is no Triton too
 
         return lora_drop(x, mask)

@@ -70,12 +70,7 @@ class Merged(torch.autograd.Function):
             dy, Bt = dy.contiguous(), lora_B.mT.contiguous()
             if ctx.needs_input_grad[0]:
                 dx = dy @ merged if dx is None else dx.addmm_(dy, merged)  # [M, K]
-            if gain is None:
-                (dh, dBt), dm = lora_backward_y(dy, h, Bt, s), None  # [M, r], [r, N]
-            else:
-                dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
-                dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
-                dm = dora_magnitude(dots, magnitude, norm, dy, x, weight, h, Bt, s)  # [N]
+            dh, dBt, dm = passes_over_dy(dy, x, h, y, weight, bias, Bt, magnitude, norm, gain, s)
             dhs.append(dh)
             gradients.append((dBt.mT, dm))
         dAs = lora_outer(torch.cat(dhs, 1) if len(dhs) > 1 else dhs[0], x).split(ranks)  # [r, K] each
@@ -140,12 +135,7 @@ class Split(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W, bias, lora_A, lora_B, h, magnitude, norm, gain, y = ctx.saved_tensors
         dy, Bt, s = dy.contiguous(), lora_B.mT.contiguous(), ctx.scaling
-        if gain is None:
-            (dh, dBt), dm = lora_backward_y(dy, h, Bt, s), None  # [M, r], [r, N]
-        else:
-            dh = lora_down(dy, Bt, s, gain=gain)  # [M, r]
-            dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
-            dm = dora_magnitude(dots, magnitude, norm, dy, x, W, h, Bt, s)  # [N]
+        dh, dBt, dm = passes_over_dy(dy, x, h, y, W, bias, Bt, magnitude, norm, gain, s)
         if ctx.needs_input_grad[0]:
             gW = W if gain is None else torch.mul(W, gain[:, None], out=torch.empty_like(W))  # [N, K]
             dx = dy @ gW  # [M, K]
@@ -153,3 +143,24 @@ class Split(torch.autograd.Function):
         else:
             dx, dA = None, lora_outer(dh, x, mask=ctx.mask)
         return dx, None, None, None, None, dA, dBt.mT, dm, None
+
+
+def passes_over_dy(
+    dy: Tensor,
+    x: Tensor,
+    h: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    Bt: Tensor,
+    magnitude: Tensor | None,
+    norm: Tensor | None,
+    gain: Tensor | None,
+    s: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dh = s · (g ⊙ dy) B [M, r], dBᵀ = s · hᵀ (g ⊙ dy) [r, N] and dm [N], alike in both forms."""
+    if gain is None:
+        return *lora_backward_y(dy, h, Bt, s), None
+    dBt, dots = lora_outer_dot(h, dy, y, s, gain, bias)  # [r, N], [N]
+    dm = dora_magnitude(dots, magnitude, norm, dy, x, weight, h, Bt, s)  # [N]
+    return lora_down(dy, Bt, s, gain=gain), dBt, dm
