@@ -2,6 +2,7 @@
 
 Time: all models stand in one process and take turns, step by step, on the same batches; the ratio of two
 methods is the median over the steps of their ratio in each, so that what else the machine does hits both.
+A frozen encoder reads the data beforehand, once for all epochs: its steps are those of the head alone.
 Memory: each method trains in a process of its own; `memory_above_start_mib` of its result.json.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,6 +58,8 @@ def step_times(arguments: Sequence[str], variants: Sequence[str], steps: int) ->
         config, _ = parse([*arguments, *VARIANTS[name]])
         trainers[name] = Run(replace(config, max_steps=total)).trainer
         trainers[name].model.train()
+        for _ in trainers[name].encode_training_data():
+            pass
     times: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(total):
         shift = i % len(variants)
@@ -124,6 +128,8 @@ def parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     for name, value in (("--steps", given.steps), ("--memory-steps", given.memory_steps)):
         if value < 2:
             raise InputError(f"{name}: expected at least 2, got {value}")
+    if given.out and not os.access(given.out.absolute().parent, os.W_OK):
+        raise InputError(f"--out: expected a file in a folder that can be written, got {given.out}")
     parse(others)
     return given, others
 

@@ -6,7 +6,11 @@ import pytest
 from small_runs import call, flags
 
 from benchmarks.methods import COLUMNS, VARIANTS, main, ratios, step_times
+from tasks.model import TaskModel
 from training.cli import parse
+from training.loop import Trainer
+
+step = Trainer.step
 
 
 def test_a_ratio_is_the_median_of_the_ratios_step_by_step():
@@ -42,6 +46,15 @@ def test_it_measures_what_it_is_asked_to_and_writes_it(tiny, small_data, tmp_pat
     assert all(cell in ended.out for cell in line.values())
 
 
+def test_the_frozen_encoder_has_read_the_data_before_its_steps_are_timed(tiny, small_data, monkeypatch):
+    read = []
+    encode = TaskModel.encode
+    monkeypatch.setattr(TaskModel, "encode", lambda *a: read.append(1) or encode(*a))
+    monkeypatch.setattr(Trainer, "step", lambda self: read.clear() or step(self))
+    step_times(flags(tiny, small_data, task="sst"), ["frozen"], steps=3)
+    assert not read
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -49,6 +62,7 @@ def test_it_measures_what_it_is_asked_to_and_writes_it(tiny, small_data, tmp_pat
         (["--variants", "DoRA?"], "--variants"),
         (["--lr", "fast"], "--lr"),
         (["--lr", "1e-3", "--nope"], "--nope"),
+        (["--out", "no/such/folder/a.csv"], "--out: expected a file in a folder that can be written"),
     ],
     ids=str,
 )
