@@ -46,29 +46,35 @@ class Record:
         return {name: value for name, value in vars(self.config).items() if name != "seed"}
 
 
+def read_record(folder: Path) -> Record:
+    """The finished run in a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from minibert.files import read_json
+
+    path, config = folder / "result.json", folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: expected a finished run, there is no {path.name} in it")
+    return Record(from_dict(read_json(config), str(config)), read_json(path))
+
+
 def read_records(folders: Sequence[Path]) -> list[Record]:
     """The runs in folders.
 
     Raises:
         InputError: if a folder holds no finished run of one task.
     """
-    from minibert.files import read_json
-
-    records = []
-    for folder in folders:
-        path = folder / "result.json"
-        if not path.is_file():
-            raise InputError(f"{folder}: expected a finished run, there is no {path.name} in it")
-        result = read_json(path)
-        if any(key not in result for key in RESULT) or not isinstance(result["dev"], float):
-            raise InputError(f"{path}: expected the result of a run of one task")
-        config = folder / "config.json"
-        records.append(Record(from_dict(read_json(config), str(config)), result))
+    records = [read_record(folder) for folder in folders]
+    for folder, record in zip(folders, records, strict=True):
+        if any(key not in record.result for key in RESULT) or not isinstance(record.result["dev"], float):
+            raise InputError(f"{folder / 'result.json'}: expected the result of a run of one task")
     return records
 
 
-def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """A row for each setting, in the order given; seeds are never picked, a repeated one is an error.
+def by_setting(records: Sequence[Record]) -> list[list[Record]]:
+    """The runs of each setting, in the order given; seeds are never picked, a repeated one is an error.
 
     Raises:
         InputError: if two runs of a setting have the same seed.
@@ -76,21 +82,32 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
     groups: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
         groups[tuple(record.settings.items())].append(record)
-    table = []
     for group in groups.values():
-        one = group[0]
-        task, pair, method, *_ = one.kind
-        differing = settings_that_differ([other for other in records if other.kind == one.kind])
-        settings = ", ".join(f"{name.replace('_', '-')} {shown(one.settings[name])}" for name in differing)
+        task, pair, method, *_ = group[0].kind
         seeds = sorted(record.config.seed for record in group)
         if len(set(seeds)) < len(seeds):
             raise InputError(f"{task} {pair} {method}: two runs have the same seed, of {seeds}")
+    return list(groups.values())
+
+
+def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """A row for each setting, in the order given.
+
+    Raises:
+        InputError: if two runs of a setting have the same seed.
+    """
+    table = []
+    for group in by_setting(records):
+        one = group[0]
+        task, pair, method, *_ = one.kind
+        differing = settings_that_differ([other for other in records if other.kind == one.kind])
+        settings = named(one, differing)
         results = [record.result for record in group]
         share = f"{results[0]['trainable_parameters'] / results[0]['total_parameters']:.1%}"
         scores = [spread([result[split] for result in results]) for split in ("dev", "train")]
         seconds = f"{mean(result['train_seconds'] for result in results):.0f}"
         peak = f"{max(result['peak_memory_mib'] for result in results):.0f}"
-        table.append((task, pair, method, settings, share, str(len(seeds)), *scores, seconds, peak))
+        table.append((task, pair, method, settings, share, str(len(group)), *scores, seconds, peak))
     return table
 
 
@@ -98,6 +115,12 @@ def settings_that_differ(records: Sequence[Record]) -> list[str]:
     """The names of the settings that are not the same in all of them."""
     first = records[0].settings
     return [name for name in first if any(record.settings[name] != first[name] for record in records)]
+
+
+def named(record: Record, settings: Sequence[str]) -> str:
+    """Some of a run's settings as text, but for those it does not have: `rank 8, lr 0.001`"""
+    told = [(name.replace("_", "-"), record.settings[name]) for name in settings]
+    return ", ".join(f"{name} {shown(value)}" for name, value in told if value is not None)
 
 
 def shown(value: object) -> str:
@@ -115,10 +138,10 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
+def markdown(table: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
     """The table, without a column that is empty in every row."""
-    filled = [i for i in range(len(COLUMNS)) if any(row[i] for row in table)]
-    lines = [[row[i] for i in filled] for row in (COLUMNS, ["---"] * len(COLUMNS), *table)]
+    filled = [i for i in range(len(columns)) if any(row[i] for row in table)]
+    lines = [[row[i] for i in filled] for row in (columns, ["---"] * len(columns), *table)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
