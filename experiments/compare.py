@@ -1,0 +1,95 @@
+"""Do settings differ, or only seem to? `python -m experiments.compare RUNS...`: paired tests on dev."""
+
+import csv
+import io
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.summary import markdown
+from training.cli import Parser
+from training.exit import run_command
+
+if TYPE_CHECKING:
+    from experiments.comparison import Comparison, Row
+
+COLUMNS = ("setting", "seeds", "mean ± sd", "95 % interval", "to the best", "p after Holm", "ties")
+
+
+def table(comparison: "Comparison") -> str:
+    return markdown([_line(row) for row in comparison.rows], COLUMNS)
+
+
+def _line(row: "Row") -> tuple[str, ...]:
+    sd = "" if row.sd is None else f" ± {row.sd:.4f}"
+    tested = ("", "") if row.p_holm is None else (f"{row.difference:+.4f}", _p(row.p_holm))
+    ties = "best" if row.p_holm is None else "yes" if row.ties else "no"
+    span = f"{row.low:.4f} to {row.high:.4f}"
+    return row.setting, str(len(row.seeds)), f"{row.mean:.4f}{sd}", span, *tested, ties
+
+
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "< .0001"
+
+
+def _span(values: tuple[float, float]) -> str:
+    low, high = (f"{value:.4f}" for value in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def remarks(comparison: "Comparison") -> str:
+    """What the table's numbers are about, and what they cannot show."""
+    about = f"{comparison.task}, {comparison.metric}, {comparison.examples} dev examples. "
+    lines = [about + "The interval is over dev examples, with these seeds."]
+    if comparison.detectable is None:
+        return lines[0]
+    lines.append(f"p: {comparison.test}, paired, Holm over all pairs of settings. A tie: p at least .05.")
+    if any(len(row.seeds) == 1 for row in comparison.rows):
+        alone = all(len(row.seeds) == 1 for row in comparison.rows)
+        known = "how much seeds differ is not known here: p is about these models, not about the settings"
+        lent = "settings with one seed are taken to vary from seed to seed as the others do"
+        lines.append(f"Note: {known if alone else lent}.")
+    shown = _span(comparison.detectable)
+    of_models = _span(comparison.detectable_by_examples)
+    lines.append(
+        f"Smallest difference to the best that one such test finds with 80 % power: {shown}"
+        + ("." if shown == of_models else f"; between these very models, whatever their seeds: {of_models}.")
+    )
+    return "\n".join(lines)
+
+
+def lines(comparison: "Comparison") -> str:
+    """A line per setting, as CSV: every number of the table and those behind it."""
+    from experiments.comparison import Row
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["task", "metric", "examples", "test", *(one.name for one in fields(Row))])
+    for row in comparison.rows:
+        told = vars(row) | {"seeds": " ".join(map(str, row.seeds))}
+        about = (comparison.task, comparison.metric, comparison.examples, comparison.test)
+        writer.writerow([*about, *("" if value is None else value for value in told.values())])
+    return text.getvalue()
+
+
+def main() -> int:
+    parser = Parser(prog="python -m experiments.compare", description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs of one task")
+    parser.add_argument("--data", help="where the labels are, if no longer where the runs say")
+    parser.add_argument("--csv", type=Path, help="also write a line per setting there")
+    given = parser.parse_args()
+    # Imported here, not above: usage errors and --help answer without waiting for torch.
+    from experiments.comparison import compare, read_groups
+    from minibert.files import write_text
+
+    task, groups = read_groups(given.runs, given.data)
+    comparison = compare(task, groups)
+    print(table(comparison), remarks(comparison), sep="\n\n")
+    if given.csv:
+        write_text(lines(comparison), given.csv)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,213 @@
+"""Settings compared on the same dev examples: which differ from the best, and which may only seem to.
+
+Computation alone; `experiments.compare` is the command.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+
+from experiments.scored import Scored, read_scored
+from experiments.statistics import (
+    LEVEL,
+    Difference,
+    Seeds,
+    bootstrap_test,
+    detectable,
+    holm,
+    influence,
+    interval,
+    mcnemar,
+    paired_difference,
+    pool_seeds,
+    score_of,
+    williams,
+)
+from experiments.summary import Record, by_setting, named, read_records, settings_that_differ
+from minibert.errors import InputError
+from tasks.metrics import pearson
+from training.config import Config, check
+
+SEEDS_AND_EXAMPLES = "t-test over seeds and examples"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting, a seed each."""
+
+    setting: str
+    seeds: tuple[int, ...]
+    metric: str
+    predictions: np.ndarray  # [S, n]
+    labels: np.ndarray  # [n]
+
+    @property
+    def scores(self) -> np.ndarray:
+        alone = [score_of(self.metric, one[None], self.labels) for one in self.predictions]
+        return np.array([score(np.arange(len(self.labels))) for score in alone])  # [S]
+
+    @property
+    def influences(self) -> np.ndarray:
+        return np.stack([influence(self.metric, one, self.labels) for one in self.predictions])  # [S, n]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting beside the best one; of the best itself there is nothing to test."""
+
+    setting: str
+    seeds: tuple[int, ...]
+    mean: float
+    sd: float | None  # over seeds
+    low: float  # 95 % over dev examples, the seeds as they are
+    high: float
+    difference: float  # to the best mean, 0 or below
+    error: float | None = None  # standard error of the difference
+    p: float | None = None
+    p_holm: float | None = None  # among all pairs of settings
+    p_bootstrap: float | None = None  # over examples alone
+    detectable: float | None = None
+    ties: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A task's settings, best mean first."""
+
+    task: str
+    metric: str
+    examples: int
+    test: str
+    rows: tuple[Row, ...]
+    detectable: tuple[float, float] | None  # smallest and largest of the rows
+    detectable_by_examples: tuple[float, float] | None  # between these very models
+
+
+def read_groups(folders: Sequence[Path], data: str | None = None) -> tuple[str, list[Group]]:
+    """The task of the runs in folders, and the runs by setting.
+
+    Raises:
+        InputError: for runs of different tasks or data, a run without predictions, ids that differ, or two
+            runs of a setting with the same seed.
+    """
+    read_records(folders)  # before any predictions are read: is each the run of one task?
+    runs = [read_scored(folder, data=data) for folder in folders]
+    first = runs[0]
+    for run in runs:
+        if run.task != first.task:
+            names = f"{first.path} is of {first.task.name}, {run.path} of {run.task.name}"
+            raise InputError(f"expected runs of one task; {names}")
+        told, before = run.record.config.data, first.record.config.data
+        if told != before:
+            raise InputError(
+                f"expected runs on the same data; {first.path} is on {before}, {run.path} on {told} "
+                "(if the files are the same: --data)"
+            )
+    records = [run.record for run in runs]
+    groups = [[run for run in runs if run.record in group] for group in by_setting(records)]
+    return first.task.name, [_group(group, setting_name(group[0].record, records)) for group in groups]
+
+
+def setting_name(record: Record, records: Sequence[Record]) -> str:
+    """The method, and what else tells a run from the others: `lora rank 4, alpha 8`
+
+    That is what differs among runs of the method, and, beside other methods, what is not its default.
+    """
+    config = record.config
+    default = vars(check(Config(task=config.task, method=config.method)))
+    own = settings_that_differ([other for other in records if other.config.method == config.method])
+    unusual = [name for name in settings_that_differ(records) if record.settings[name] != default[name]]
+    told = [name for name in record.settings if name in (*own, *unusual) and name != "method"]
+    return " ".join(filter(None, (config.method, named(record, told))))
+
+
+def _group(runs: Sequence[Scored], setting: str) -> Group:
+    seeds = tuple(run.record.config.seed for run in runs)
+    predictions = np.stack([run.prediction.predictions for run in runs])
+    return Group(setting, seeds, runs[0].metric, predictions, runs[0].labels)
+
+
+def compare(task: str, groups: Sequence[Group]) -> Comparison:
+    """Every setting against the best mean.
+
+    Holm's correction counts all pairs of settings: the best is chosen by the same scores, so a setting is
+    compared with whichever happened to come out on top, not with one named beforehand.
+    """
+    order = sorted(groups, key=lambda group: -group.scores.mean())
+    psi = [group.influences for group in order]
+    seeds = pool_seeds([group.scores for group in order], psi)
+    pairs = list(combinations(range(len(order)), 2))  # those with the best, 0, come first
+    differences = {
+        (a, b): paired_difference(
+            float(order[b].scores.mean() - order[a].scores.mean()), psi[a], psi[b], seeds
+        )
+        for a, b in pairs
+    }
+    p = {(a, b): _p(order[a], order[b], differences[a, b], seeds) for a, b in pairs}
+    adjusted = dict(zip(pairs, holm(list(p.values())), strict=True))
+    rows = [_row(order[0], order[0])]
+    for b in range(1, len(order)):
+        rows.append(_row(order[b], order[0], differences[0, b], p[0, b], adjusted[0, b]))
+    to_best = [differences[0, b] for b in range(1, len(order))]
+    n = len(order[0].labels)
+    return Comparison(
+        task,
+        order[0].metric,
+        n,
+        _test(order[0].metric, seeds),
+        tuple(rows),
+        _range([detectable(one.error, one.df) for one in to_best]),
+        _range([detectable(one.error_examples, n - 1) for one in to_best]),
+    )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float] | None:
+    return (min(values), max(values)) if values else None
+
+
+def _test(metric: str, seeds: Seeds | None) -> str:
+    if seeds:
+        return SEEDS_AND_EXAMPLES
+    return "McNemar's exact test" if metric == "accuracy" else "Williams' test"
+
+
+def _p(a: Group, b: Group, difference: Difference, seeds: Seeds | None) -> float:
+    """Without a seed repeated, of two models as they are: by the test made for just that."""
+    if seeds:
+        return difference.p
+    x, y = a.predictions[0], b.predictions[0]
+    if a.metric == "accuracy":
+        return mcnemar(x == a.labels, y == b.labels)
+    return williams(pearson(x, a.labels), pearson(y, b.labels), pearson(x, y), len(x))[1]
+
+
+def _row(
+    group: Group,
+    best: Group,
+    difference: Difference | None = None,
+    p: float | None = None,
+    p_holm: float | None = None,
+) -> Row:
+    n, scores = len(group.labels), group.scores
+    score = score_of(group.metric, group.predictions, group.labels)
+    low, high = interval(score, n)
+    row = (group.setting, group.seeds, float(scores.mean()), stdev(scores) if len(scores) > 1 else None)
+    if difference is None:
+        return Row(*row, low, high, 0.0)
+    best_score = score_of(best.metric, best.predictions, best.labels)
+    return Row(
+        *row,
+        low,
+        high,
+        difference=difference.value,
+        error=difference.error,
+        p=p,
+        p_holm=p_holm,
+        p_bootstrap=bootstrap_test(lambda examples: score(examples) - best_score(examples), n),
+        detectable=detectable(difference.error, difference.df),
+        ties=p_holm >= LEVEL,
+    )

@@ -1,0 +1,118 @@
+"""A finished run's dev predictions beside the labels they are scored against."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from experiments.summary import Record, read_record
+from minibert.errors import InputError
+from tasks.base import Example, Task
+from tasks.metrics import METRICS
+from tasks.reader import read_examples
+from training.build import data_folder
+from training.evaluate import Prediction
+from training.run_folder import RunFolder
+from training.scoring import choose_task
+
+SAME_SCORE = 1e-6  # the files hold nine digits of a score
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One task of a finished run: its n dev examples, what it says of them, and what is right."""
+
+    path: Path
+    record: Record
+    task: Task
+    examples: tuple[Example, ...]
+    prediction: Prediction
+    labels: np.ndarray  # [n], classes (int64) or scores (float64)
+
+    @property
+    def metric(self) -> str:
+        return self.task.metrics[0]
+
+    @property
+    def score(self) -> float:
+        return METRICS[self.metric](self.prediction.predictions, self.labels)
+
+
+def read_scored(path: Path, task_name: str | None = None, data: str | None = None) -> Scored:
+    """The dev predictions in a run's folder and the labels in the data it names, or in `data` instead.
+
+    Raises:
+        InputError: if the folder holds no finished run or no predictions, if their ids are not the data's,
+            or if they do not have the score that the run reports: the data is not what it was.
+    """
+    record = read_record(path)
+    if data is not None:
+        record = replace(record, config=replace(record.config, data=data))
+    config = record.config
+    task = choose_task(config, task_name)
+    labelled = data_folder(config) / task.files["dev"]
+    examples, _ = read_examples(labelled, task, labelled=True, strict=config.strict)
+    file = RunFolder(path).predictions("dev", task.name, only=len(config.tasks) == 1)
+    prediction = read_predictions(file, task, [example.id for example in examples], labelled)
+    dtype = np.int64 if task.is_classification else np.float64
+    labels = np.array([example.label for example in examples], dtype)
+    scored = Scored(path, record, task, tuple(examples), prediction, labels)
+    reported = record.result.get("dev")
+    reported = reported.get(task.name) if isinstance(reported, dict) else reported
+    if not isinstance(reported, float) or abs(scored.score - reported) > SAME_SCORE:
+        raise InputError(
+            f"{file}: scores {scored.score:.6f} against {labelled}, but result.json says {reported}: "
+            "the data is not what it was, or the predictions are not the run's"
+        )
+    return scored
+
+
+def read_predictions(path: Path, task: Task, ids: Sequence[str], labelled: Path) -> Prediction:
+    """A predictions file of a run, in the order of `ids`, those of the file `labelled`.
+
+    Raises:
+        InputError: with file:line, for what is no such file, or if its ids are others.
+    """
+    classes = task.num_outputs if task.is_classification else 0
+    rows = _read_rows(path, ["prediction", *(f"p{c}" for c in range(classes))], classes)
+    for problem, names in (
+        ("no prediction for", set(ids) - rows.keys()),
+        ("unknown", rows.keys() - set(ids)),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(f"{path}: {problem} id {min(names)!r}{more}; expected the ids of {labelled}")
+    values = np.array([rows[name] for name in ids])  # [n, 1 + C]
+    if classes:
+        return Prediction(tuple(ids), values[:, 0].astype(np.int64), values[:, 1:])
+    return Prediction(tuple(ids), values[:, 0], None)
+
+
+def _read_rows(path: Path, columns: Sequence[str], classes: int) -> dict[str, list[float]]:
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected UTF-8 text") from None
+    if next(reader, []) != ["id", *columns]:
+        raise InputError(f"{path}:1: expected columns id, {', '.join(columns)}")
+    rows: dict[str, list[float]] = {}
+    for name, *fields in filter(None, reader):
+        where = f"{path}:{reader.line_num}"
+        if name in rows:
+            raise InputError(f"{where}: id {name!r} stands there twice")
+        try:
+            values = [float(field) for field in fields]
+        except ValueError:
+            values = [math.nan]
+        if len(values) != len(columns) or not all(map(math.isfinite, values)):
+            raise InputError(f"{where}: expected {len(columns)} numbers after the id, got {fields}")
+        if classes and values[0] not in range(classes):
+            raise InputError(f"{where}: expected a class from 0 to {classes - 1}, got {fields[0]!r}")
+        rows[name] = values
+    return rows

@@ -1,0 +1,209 @@
+"""What a score on n dev examples can say: intervals, paired tests, and the smallest difference it shows.
+
+Letters: n examples, S seeds of a setting, whose score is the mean over them. Arrays and floats in and out.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
+
+LEVEL = 0.05
+POWER = 0.8
+RESAMPLES = 4999
+AT_ONCE = 2**22  # numbers of a resampling held in memory
+MOST_JACKKNIFED = 3000  # examples; above that the n² of BCa's jackknife costs much and corrects nothing
+
+
+def influence(metric: str, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """ψ [n], what each example adds to a score: score - truth ≈ mean(ψ), so Var(score) ≈ Var(ψ)/n.
+
+    The infinitesimal jackknife (Efron 1982, chapter 6). Accuracy: ψ = [prediction = label] - accuracy.
+    Pearson, with z the standardised values: ψ = z_x z_y - r (z_x² + z_y²)/2 (Devlin, Gnanadesikan and
+    Kettenring 1975); of a constant, which has no correlation, 0.
+    """
+    if metric == "accuracy":
+        correct = (predictions == labels).astype(np.float64)
+        return correct - correct.mean()
+    x, y = (values.astype(np.float64) - values.mean() for values in (predictions, labels))
+    spreads = x.std(), y.std()
+    if 0.0 in spreads:
+        return np.zeros(len(x))
+    x, y = x / spreads[0], y / spreads[1]
+    return x * y - (x * y).mean() * (x**2 + y**2) / 2
+
+
+def score_of(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """predictions [S, n], labels [n] -> the mean score over the seeds as a function of examples [..., k]."""
+    if metric == "accuracy":
+        correct = (predictions == labels).mean(axis=0)  # [n]
+        return lambda examples: correct[examples].mean(axis=-1)
+    x = predictions - predictions.mean(axis=1, keepdims=True)  # Pearson's r is the same, and sums are exact
+    y = labels - labels.mean()
+
+    def mean_correlation(examples: np.ndarray) -> np.ndarray:
+        return sum(_pearson(one[examples], y[examples]) for one in x) / len(x)
+
+    return mean_correlation
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Along the last axis; of a constant 0."""
+    x, y = (values - values.mean(axis=-1, keepdims=True) for values in (x, y))
+    norm = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
+    return (x * y).sum(axis=-1) / np.where(norm == 0, 1, norm)
+
+
+def interval(score: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, float]:
+    """The bootstrap confidence interval of a score over dev examples, the seeds as they are.
+
+    BCa's (Efron 1987), or the percentile one where n makes that needless.
+    """
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = _resample(score, n, "BCa" if n <= MOST_JACKKNIFED else "percentile")
+    if result.standard_error == 0:  # every example right, say: BCa is not defined
+        found = float(score(np.arange(n)))
+        return found, found
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def bootstrap_test(difference: Callable[[np.ndarray], np.ndarray], n: int) -> float:
+    """p of a difference of two scores on the same resampled examples (Efron and Tibshirani 1993, chapter 13).
+
+    Twice the smaller share of resamples on either side of 0, those at 0 on both: the level at which the
+    percentile interval just holds 0. Never below 2/(resamples + 1).
+    """
+    resamples = _resample(difference, n, "percentile").bootstrap_distribution
+    sides = (resamples <= 0).sum(), (resamples >= 0).sum()
+    return min(1.0, 2 * (int(min(sides)) + 1) / (RESAMPLES + 1))
+
+
+def _resample(score: Callable[[np.ndarray], np.ndarray], n: int, method: str):
+    """SciPy's bootstrap, of the examples' indices: what belongs to an example stays together."""
+    return bootstrap(
+        (np.arange(n),),
+        lambda examples, axis: score(examples),
+        n_resamples=RESAMPLES,
+        batch=max(1, AT_ONCE // n),
+        vectorized=True,
+        axis=-1,
+        confidence_level=1 - LEVEL,
+        method=method,
+        random_state=np.random.default_rng(0),
+    )
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
+    """p of McNemar's exact test: of the examples that one alone gets right, each should get half.
+
+    McNemar 1947, with the binomial distribution in place of χ².
+    """
+    a_alone, b_alone = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    return float(binomtest(a_alone, a_alone + b_alone).pvalue) if a_alone + b_alone else 1.0
+
+
+def williams(r12: float, r13: float, r23: float, n: int) -> tuple[float, float]:
+    """t and p of r12 = r13, two correlations with the same labels 1 (Williams 1959; Steiger 1980, eq. 7).
+
+    t = (r12 - r13) √[(n - 1)(1 + r23) / (2 |R| (n - 1)/(n - 3) + r̄² (1 - r23)³)], n - 3 degrees of freedom,
+    with r̄ = (r12 + r13)/2 and |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23. For normal variables.
+    """
+    if r12 == r13:
+        return 0.0, 1.0
+    determinant = max(0.0, 1 - r12**2 - r13**2 - r23**2 + 2 * r12 * r13 * r23)
+    below = 2 * determinant * (n - 1) / (n - 3) + (r12 + r13) ** 2 / 4 * (1 - r23) ** 3
+    statistic = (r12 - r13) * math.sqrt((n - 1) * (1 + r23) / below)
+    return statistic, float(2 * t.sf(abs(statistic), n - 3))
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """How much seeds differ, pooled over settings: of the scores, and of ψ from example to example."""
+
+    variance: float
+    interaction: float
+    df: int
+
+
+def pool_seeds(scores: Sequence[np.ndarray], influences: Sequence[np.ndarray]) -> Seeds | None:
+    """scores [S] and ψ [S, n] of each setting; None where none has two seeds.
+
+    Pooled, since a spread over three seeds is itself known to a factor of two or three.
+    """
+    repeated = [i for i, one in enumerate(scores) if len(one) > 1]
+    df = sum(len(scores[i]) - 1 for i in repeated)
+    if not df:
+        return None
+    variance = sum(((scores[i] - scores[i].mean()) ** 2).sum() for i in repeated) / df
+    within = sum(((influences[i] - influences[i].mean(axis=0)) ** 2).sum(axis=0).mean() for i in repeated)
+    return Seeds(float(variance), float(within / df), df)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two scores, its standard error and that error's degrees of freedom.
+
+    `error_examples` is that of these very models: by the choice of the dev examples alone.
+    """
+
+    value: float
+    error: float
+    df: float
+    error_examples: float
+
+    @property
+    def p(self) -> float:
+        """Of no difference, by Student's t."""
+        if self.error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return float(2 * t.sf(abs(self.value) / self.error, self.df))
+
+
+def detectable(error: float, df: float) -> float:
+    """The smallest true difference that a test at 5 % finds with 80 % power, from its standard error.
+
+    (t_{1 - α/2} + t_{power}) · error, with df degrees of freedom (Bloom 1995); Card et al. 2020 ask for it
+    of comparisons in NLP.
+    """
+    return float((t.ppf(1 - LEVEL / 2, df) + t.ppf(POWER, df)) * error)
+
+
+def paired_difference(
+    value: float, psi_a: np.ndarray, psi_b: np.ndarray, seeds: Seeds | None = None
+) -> Difference:
+    """The difference of two settings' scores on the same examples, from ψ [S_a, n] and [S_b, n].
+
+    Examples and seeds are both samples (Clark 1973, the denominator of F'', of scores in place of means):
+
+        Var = V_examples + V_seeds - V_both,    V_examples = Var_i(ψ̄_a - ψ̄_b)/n,
+        V_seeds = σ²(1/S_a + 1/S_b),            V_both = σ²_interaction (1/S_a + 1/S_b)/n,
+
+    and at least the larger of the first two, each of which has V_both in it. Degrees of freedom by
+    Satterthwaite 1946. Without `seeds` it is about these very models, not about how they are trained.
+    """
+    n = psi_a.shape[1]
+    examples = float((psi_a.mean(axis=0) - psi_b.mean(axis=0)).var(ddof=1)) / n
+    if seeds is None:
+        return Difference(value, math.sqrt(examples), n - 1, math.sqrt(examples))
+    shares = 1 / len(psi_a) + 1 / len(psi_b)
+    by_seed, both = seeds.variance * shares, seeds.interaction * shares / n
+    variance = max(examples, by_seed, examples + by_seed - both)
+    below = examples**2 / (n - 1) + by_seed**2 / seeds.df
+    df = variance**2 / below if below else n - 1
+    return Difference(value, math.sqrt(variance), df, math.sqrt(examples))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p of m tests, adjusted: one of them wrongly below α in at most a share α of such families (Holm 1979).
+
+    p̃_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), the p sorted upwards.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
+    return adjusted.tolist()
