@@ -19,6 +19,7 @@ from training.evaluate import Prediction
 from training.run_folder import RunFolder
 from training.scoring import choose_task
 
+FEWEST = 4  # examples that a test of two correlations needs
 SAME_SCORE = 1e-6  # the files hold nine digits of a score
 
 
@@ -56,6 +57,8 @@ def read_scored(path: Path, task_name: str | None = None, data: str | None = Non
     task = choose_task(config, task_name)
     labelled = data_folder(config) / task.files["dev"]
     examples, _ = read_examples(labelled, task, labelled=True, strict=config.strict)
+    if len(examples) < FEWEST:
+        raise InputError(f"{labelled}: expected at least {FEWEST} labelled examples, got {len(examples)}")
     file = RunFolder(path).predictions("dev", task.name, only=len(config.tasks) == 1)
     prediction = read_predictions(file, task, [example.id for example in examples], labelled)
     dtype = np.int64 if task.is_classification else np.float64
@@ -77,30 +80,34 @@ def read_predictions(path: Path, task: Task, ids: Sequence[str], labelled: Path)
     Raises:
         InputError: with file:line, for what is no such file, or if its ids are others.
     """
-    classes = task.num_outputs if task.is_classification else 0
-    rows = _read_rows(path, ["prediction", *(f"p{c}" for c in range(classes))], classes)
-    for problem, names in (
-        ("no prediction for", set(ids) - rows.keys()),
-        ("unknown", rows.keys() - set(ids)),
-    ):
+    rows = read_rows(path, task)
+    lacking, unknown = set(ids) - rows.keys(), rows.keys() - set(ids)
+    for problem, names in (("no prediction for", lacking), ("unknown", unknown)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"{path}: {problem} id {min(names)!r}{more}; expected the ids of {labelled}")
     values = np.array([rows[name] for name in ids])  # [n, 1 + C]
-    if classes:
+    if task.is_classification:
         return Prediction(tuple(ids), values[:, 0].astype(np.int64), values[:, 1:])
     return Prediction(tuple(ids), values[:, 0], None)
 
 
-def _read_rows(path: Path, columns: Sequence[str], classes: int) -> dict[str, list[float]]:
+def read_rows(path: Path, task: Task) -> dict[str, list[float]]:
+    """id -> prediction and, for classes, p0 to pC-1, as `predictions_csv` wrote them.
+
+    Raises:
+        InputError: with file:line, for anything else.
+    """
     try:
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: expected UTF-8 text") from None
-    if next(reader, []) != ["id", *columns]:
-        raise InputError(f"{path}:1: expected columns id, {', '.join(columns)}")
+    classes = range(task.num_outputs) if task.is_classification else ()
+    columns = ["id", "prediction", *(f"p{c}" for c in classes)]
+    if next(reader, []) != columns:
+        raise InputError(f"{path}:1: expected columns {', '.join(columns)}")
     rows: dict[str, list[float]] = {}
     for name, *fields in filter(None, reader):
         where = f"{path}:{reader.line_num}"
@@ -110,9 +117,9 @@ def _read_rows(path: Path, columns: Sequence[str], classes: int) -> dict[str, li
             values = [float(field) for field in fields]
         except ValueError:
             values = [math.nan]
-        if len(values) != len(columns) or not all(map(math.isfinite, values)):
-            raise InputError(f"{where}: expected {len(columns)} numbers after the id, got {fields}")
-        if classes and values[0] not in range(classes):
-            raise InputError(f"{where}: expected a class from 0 to {classes - 1}, got {fields[0]!r}")
+        if len(values) != len(columns) - 1 or not all(map(math.isfinite, values)):
+            raise InputError(f"{where}: expected {len(columns) - 1} numbers after the id, got {fields}")
+        if classes and values[0] not in classes:
+            raise InputError(f"{where}: expected a class from 0 to {classes[-1]}, got {fields[0]!r}")
         rows[name] = values
     return rows

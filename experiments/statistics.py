@@ -36,6 +36,11 @@ def influence(metric: str, predictions: np.ndarray, labels: np.ndarray) -> np.nd
     return x * y - (x * y).mean() * (x**2 + y**2) / 2
 
 
+def standard_error(psi: np.ndarray) -> float:
+    """√(Var(ψ)/n), of a score over dev examples; ψ [n]"""
+    return float(psi.std(ddof=1)) / math.sqrt(len(psi))
+
+
 def score_of(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """predictions [S, n], labels [n] -> the mean score over the seeds as a function of examples [..., k]."""
     if metric == "accuracy":
@@ -65,10 +70,10 @@ def interval(score: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, 
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)
         result = _resample(score, n, "BCa" if n <= MOST_JACKKNIFED else "percentile")
-    if result.standard_error == 0:  # every example right, say: BCa is not defined
-        found = float(score(np.arange(n)))
-        return found, found
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    ends = result.confidence_interval
+    if not np.isfinite(ends).all():  # where every example is right, say, BCa is not defined
+        ends = np.quantile(result.bootstrap_distribution, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(ends[0]), float(ends[1])
 
 
 def bootstrap_test(difference: Callable[[np.ndarray], np.ndarray], n: int) -> float:
@@ -186,9 +191,9 @@ def paired_difference(
     Satterthwaite 1946. Without `seeds` it is about these very models, not about how they are trained.
     """
     n = psi_a.shape[1]
-    examples = float((psi_a.mean(axis=0) - psi_b.mean(axis=0)).var(ddof=1)) / n
+    examples = standard_error(psi_a.mean(axis=0) - psi_b.mean(axis=0)) ** 2
     if seeds is None:
-        return Difference(value, math.sqrt(examples), n - 1, math.sqrt(examples))
+        return Difference(value, examples**0.5, n - 1, examples**0.5)
     shares = 1 / len(psi_a) + 1 / len(psi_b)
     by_seed, both = seeds.variance * shares, seeds.interaction * shares / n
     variance = max(examples, by_seed, examples + by_seed - both)

@@ -188,6 +188,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "lora.verify", "one", "two"], 2),
         (["-m", "experiments.compare", "--help"], 0),
         (["-m", "experiments.compare"], 2),
+        (["-m", "experiments.evaluate", "--help"], 0),
+        (["-m", "experiments.evaluate"], 2),
         (["-m", "kernels.audit", "--help"], 0),
         (["-m", "kernels.audit", "nope"], 2),
         (["-m", "kernels.roofline", "--help"], 0),
