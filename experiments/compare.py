@@ -50,11 +50,11 @@ def remarks(comparison: "Comparison") -> str:
         known = "how much seeds differ is not known here: p is about these models, not about the settings"
         lent = "settings with one seed are taken to vary from seed to seed as the others do"
         lines.append(f"Note: {known if alone else lent}.")
-    shown = _span(comparison.detectable)
-    of_models = _span(comparison.detectable_by_examples)
+    shown, of_models = _span(comparison.detectable), _span(comparison.detectable_by_examples)
+    among = " among the ties" if any(row.ties for row in comparison.rows[1:]) else ""
+    whole = "" if shown == of_models else f"; between these very models, whatever their seeds, {of_models}"
     lines.append(
-        f"Smallest difference to the best that one such test finds with 80 % power: {shown}"
-        + ("." if shown == of_models else f"; between these very models, whatever their seeds: {of_models}.")
+        f"Smallest true difference that one such test at 5 % finds with 80 % power: {shown}{among}{whole}."
     )
     return "\n".join(lines)
 

@@ -83,8 +83,8 @@ class Comparison:
     examples: int
     test: str
     rows: tuple[Row, ...]
-    detectable: tuple[float, float] | None  # smallest and largest of the rows
-    detectable_by_examples: tuple[float, float] | None  # between these very models
+    detectable: tuple[float, float] | None  # smallest and largest of the ties, or of all where none ties
+    detectable_by_examples: tuple[float, float] | None  # the same between these very models
 
 
 def read_groups(folders: Sequence[Path], data: str | None = None) -> tuple[str, list[Group]]:
@@ -120,7 +120,11 @@ def setting_name(record: Record, records: Sequence[Record]) -> str:
     config = record.config
     default = vars(check(Config(task=config.task, method=config.method)))
     own = settings_that_differ([other for other in records if other.config.method == config.method])
-    unusual = [name for name in settings_that_differ(records) if record.settings[name] != default[name]]
+    across = set(settings_that_differ(records))
+    trained = [other for other in records if other.config.method != "frozen"]
+    if not trained or "encoder_dropout" not in settings_that_differ(trained):
+        across.discard("encoder_dropout")  # the frozen encoder has none, and nobody asked for that
+    unusual = [name for name in across if record.settings[name] != default[name]]
     told = [name for name in record.settings if name in (*own, *unusual) and name != "method"]
     return " ".join(filter(None, (config.method, named(record, told))))
 
@@ -152,7 +156,8 @@ def compare(task: str, groups: Sequence[Group]) -> Comparison:
     rows = [_row(order[0], order[0])]
     for b in range(1, len(order)):
         rows.append(_row(order[b], order[0], differences[0, b], p[0, b], adjusted[0, b]))
-    to_best = [differences[0, b] for b in range(1, len(order))]
+    tied = [b for b in range(1, len(order)) if rows[b].ties] or range(1, len(order))
+    to_best = [differences[0, b] for b in tied]
     n = len(order[0].labels)
     return Comparison(
         task,

@@ -112,7 +112,7 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
 
 
 def williams(r12: float, r13: float, r23: float, n: int) -> tuple[float, float]:
-    """t and p of r12 = r13, two correlations with the same labels 1 (Williams 1959; Steiger 1980, eq. 7).
+    """t and p of r12 = r13, two correlations with the same labels 1 (Williams 1959; Steiger 1980, T2).
 
     t = (r12 - r13) √[(n - 1)(1 + r23) / (2 |R| (n - 1)/(n - 3) + r̄² (1 - r23)³)], n - 3 degrees of freedom,
     with r̄ = (r12 + r13)/2 and |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23. For normal variables.
@@ -182,7 +182,7 @@ def paired_difference(
 ) -> Difference:
     """The difference of two settings' scores on the same examples, from ψ [S_a, n] and [S_b, n].
 
-    Examples and seeds are both samples (Clark 1973, the denominator of F'', of scores in place of means):
+    Examples and seeds are both samples (Clark 1973; this is the denominator of his quasi-F ratio):
 
         Var = V_examples + V_seeds - V_both,    V_examples = Var_i(ψ̄_a - ψ̄_b)/n,
         V_seeds = σ²(1/S_a + 1/S_b),            V_both = σ²_interaction (1/S_a + 1/S_b)/n,

@@ -139,6 +139,15 @@ def test_a_setting_is_named_by_what_is_not_its_methods_default(data, tmp_path):
     assert names == {"lora batch-size 32", "lora batch-size 8", "full batch-size 8"}
 
 
+def test_that_the_frozen_encoder_has_no_dropout_names_no_setting(data, tmp_path):
+    told = [{"encoder_dropout": 0.1}, {"method": "frozen", "encoder_dropout": 0.0}]
+    folders = [
+        write_scored(tmp_path / str(i), data, "qqp", qqp(slice(0, 50)), **settings)
+        for i, settings in enumerate(told)
+    ]
+    assert {group.setting for group in read_groups(folders)[1]} == {"lora", "frozen"}
+
+
 def test_one_setting_alone_has_a_score_and_an_interval(data, tmp_path):
     ended = call(main, write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50))))
     assert (ended.code, "p after Holm" in ended.out, "80 %" in ended.out) == (0, False, False)

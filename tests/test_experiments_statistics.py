@@ -191,6 +191,32 @@ def test_examples_alone_would_call_seeds_a_difference():
     assert wrong / 200 > 0.4
 
 
+def test_of_equal_settings_the_luckiest_is_rarely_called_better():
+    """Five settings, three seeds: Holm over all pairs holds its 5 %, raw p over examples alone do not."""
+    chance = np.random.default_rng(0)
+    wrong, naive, times = 0, 0, 200
+    for _ in range(times):
+        settings = [
+            0.2 * chance.normal(size=(3, 1))
+            + 0.5 * chance.normal(size=200)
+            + 0.5 * chance.normal(size=(3, 200))
+            for _ in range(5)
+        ]
+        settings.sort(key=lambda one: -one.mean())
+        scores = [one.mean(axis=1) for one in settings]
+        psi = [one - one.mean(axis=1, keepdims=True) for one in settings]
+        seeds = pool_seeds(scores, psi)
+        pairs = list(combinations(range(5), 2))  # the best one's come first
+        values = [scores[b].mean() - scores[a].mean() for a, b in pairs]
+        tested = [
+            paired_difference(v, psi[a], psi[b], seeds).p for v, (a, b) in zip(values, pairs, strict=True)
+        ]
+        wrong += min(holm(tested)[:4]) < 0.05
+        naive += min(paired_difference(values[b], psi[0], psi[b + 1]).p for b in range(4)) < 0.05
+    assert wrong / times < 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)
+    assert naive / times > 0.5
+
+
 def test_the_seeds_spread_is_pooled_over_settings_that_have_one():
     scores = [np.array([1.0, 3.0]), np.array([5.0]), np.array([2.0, 2.0, 5.0])]
     seeds = pool_seeds(scores, [np.zeros((len(one), 4)) for one in scores])
