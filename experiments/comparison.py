@@ -32,8 +32,6 @@ from minibert.errors import InputError
 from tasks.metrics import pearson
 from training.config import Config, check
 
-SEEDS_AND_EXAMPLES = "t-test over seeds and examples"
-
 
 @dataclass(frozen=True)
 class Group:
@@ -70,6 +68,7 @@ class Row:
     p: float | None = None
     p_holm: float | None = None  # among all pairs of settings
     p_bootstrap: float | None = None  # over examples alone
+    p_classic: float | None = None  # of two single runs: McNemar's exact test, or Williams'
     detectable: float | None = None
     ties: bool = True
 
@@ -176,18 +175,22 @@ def _range(values: Sequence[float]) -> tuple[float, float] | None:
 
 def _test(metric: str, seeds: Seeds | None) -> str:
     if seeds:
-        return SEEDS_AND_EXAMPLES
-    return "McNemar's exact test" if metric == "accuracy" else "Williams' test"
+        return "t-test over seeds and examples"
+    return "McNemar's exact test" if metric == "accuracy" else "t-test over examples"
 
 
-def _p(a: Group, b: Group, difference: Difference, seeds: Seeds | None) -> float:
-    """Without a seed repeated, of two models as they are: by the test made for just that."""
-    if seeds:
-        return difference.p
+def _classic(a: Group, b: Group) -> float | None:
+    if len(a.seeds) + len(b.seeds) > 2:
+        return None
     x, y = a.predictions[0], b.predictions[0]
     if a.metric == "accuracy":
         return mcnemar(x == a.labels, y == b.labels)
     return williams(pearson(x, a.labels), pearson(y, b.labels), pearson(x, y), len(x))[1]
+
+
+def _p(a: Group, b: Group, difference: Difference, seeds: Seeds | None) -> float:
+    """Williams' test is not trusted with scores: it takes them for normal, which makes it too sure."""
+    return _classic(a, b) if seeds is None and a.metric == "accuracy" else difference.p
 
 
 def _row(
@@ -213,6 +216,7 @@ def _row(
         p=p,
         p_holm=p_holm,
         p_bootstrap=bootstrap_test(lambda examples: score(examples) - best_score(examples), n),
+        p_classic=_classic(group, best),
         detectable=detectable(difference.error, difference.df),
         ties=p_holm >= LEVEL,
     )

@@ -13,7 +13,7 @@ from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
 
 LEVEL = 0.05
 POWER = 0.8
-RESAMPLES = 4999
+RESAMPLES = 1999
 AT_ONCE = 2**22  # numbers of a resampling held in memory
 MOST_JACKKNIFED = 3000  # examples; above that the n² of BCa's jackknife costs much and corrects nothing
 
@@ -115,7 +115,8 @@ def williams(r12: float, r13: float, r23: float, n: int) -> tuple[float, float]:
     """t and p of r12 = r13, two correlations with the same labels 1 (Williams 1959; Steiger 1980, T2).
 
     t = (r12 - r13) √[(n - 1)(1 + r23) / (2 |R| (n - 1)/(n - 3) + r̄² (1 - r23)³)], n - 3 degrees of freedom,
-    with r̄ = (r12 + r13)/2 and |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23. For normal variables.
+    with r̄ = (r12 + r13)/2 and |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23. It takes all three
+    for jointly normal; where errors have heavy tails, as those of similarities do, its p is too small.
     """
     if r12 == r13:
         return 0.0, 1.0

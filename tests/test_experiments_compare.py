@@ -11,7 +11,8 @@ from scored_runs import one_hot, write_labels, write_scored
 from small_runs import call
 
 from experiments.compare import COLUMNS, main
-from experiments.comparison import SEEDS_AND_EXAMPLES, compare, read_groups
+from experiments.comparison import compare, read_groups
+from experiments.statistics import williams
 
 N = 60
 LABELS = np.arange(N) % 2
@@ -46,7 +47,7 @@ def test_two_single_runs_get_mcnemars_p(data, tmp_path):
     assert best.low < 50 / N < best.high
 
 
-def test_two_single_scores_get_williams_p(sts, tmp_path):
+def test_two_single_scores_get_a_t_test_and_williams_p_beside_it(sts, tmp_path):
     labels, chance = np.linspace(0, 5, N), np.random.default_rng(0)
     x, y = (labels + noise * chance.normal(size=N) for noise in (1, 2))
     folders = [
@@ -54,10 +55,11 @@ def test_two_single_scores_get_williams_p(sts, tmp_path):
         write_scored(tmp_path / "b", sts, "sts", y, method="full"),
     ]
     comparison = compare(*read_groups(folders))
-    assert comparison.test == "Williams' test"
+    assert comparison.test == "t-test over examples"
     r = np.corrcoef([labels, x, y])
     assert comparison.rows[1].difference == pytest.approx(r[0, 2] - r[0, 1])
     assert comparison.rows[1].p == pytest.approx(comparison.rows[1].p_bootstrap, abs=0.03)
+    assert comparison.rows[1].p_classic == pytest.approx(williams(r[0, 1], r[0, 2], r[1, 2], N)[1])
 
 
 def test_seeds_count_beside_examples(data, tmp_path):
@@ -70,7 +72,7 @@ def test_seeds_count_beside_examples(data, tmp_path):
     ]
     comparison = compare(*read_groups(folders))
     best, other = comparison.rows
-    assert comparison.test == SEEDS_AND_EXAMPLES
+    assert comparison.test == "t-test over seeds and examples"
     assert (best.setting, best.seeds) == ("lora", (0, 1))
     assert best.sd == pytest.approx(28 / N / np.sqrt(2))
     assert other.p_bootstrap < 0.01 < 0.05 < other.p

@@ -145,6 +145,20 @@ def test_williams_agrees_with_the_paired_difference_of_influences():
     assert difference.value / difference.error == pytest.approx(statistic, rel=0.05)
 
 
+def test_with_heavy_tails_williams_is_too_sure_and_the_influences_are_not():
+    chance = np.random.default_rng(0)
+    wrong, times, n = [0, 0], 400, 300
+    for _ in range(times):
+        y = chance.normal(size=n)
+        a, b = (y + np.where(chance.random(n) < 0.1, 2, 0.3) * chance.normal(size=n) for _ in "ab")
+        r = np.corrcoef([y, a, b])
+        psi = [influence("pearson", one, y)[None] for one in (a, b)]
+        wrong[0] += williams(r[0, 1], r[0, 2], r[1, 2], n)[1] < 0.05
+        wrong[1] += paired_difference(r[0, 1] - r[0, 2], *psi).p < 0.05
+    assert wrong[0] / times > 0.1
+    assert wrong[1] / times < 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)
+
+
 def test_without_seeds_the_paired_difference_is_the_paired_t_test():
     a, b, y = some("accuracy")
     psi = [influence("accuracy", one, y)[None] for one in (a, b)]
