@@ -115,12 +115,11 @@ def evaluate_overall(given: argparse.Namespace) -> None:
     from experiments.scored import read_scored
     from experiments.submission import COURSE, overall
     from minibert.files import write_json
-    from training.config import Config
     from training.run_folder import RunFolder, read_run_config
 
     def one(path: Path, task: str) -> "Scored":
-        config: Config = read_run_config(RunFolder(path))
-        return read_scored(path, task if "+" in config.task else None, given.data)
+        several = len(read_run_config(RunFolder(path)).tasks) > 1
+        return read_scored(path, task if several else None, given.data)
 
     result = overall([one(path, task) for path, task in zip(given.overall, COURSE, strict=True)])
     print(f"overall {result.overall:.4f} (standard error {result.error:.4f}), on dev")

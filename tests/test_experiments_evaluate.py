@@ -29,7 +29,7 @@ RUNS = {
     "sst": {"task": "sst", "method": "lora"},
     "qqp": {"task": "qqp", "method": "full", "pair": "siamese", "features": "uv-diff"},
     "sts": {"task": "sts", "method": "rslora"},
-    "two": {"task": "sst+sts", "method": "lora", "loss": None},
+    "all": {"task": "sst+qqp+sts", "method": "lora"},
 }
 
 
@@ -46,8 +46,7 @@ def finished(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory):
     def run(name: str) -> Path:
         if name not in known:
             known[name] = tmp_path_factory.mktemp("finished") / name
-            changes = {key: value for key, value in RUNS[name].items() if value is not None}
-            ended = call(train.main, *flags(tiny, data, out=known[name], epochs=1, **changes))
+            ended = call(train.main, *flags(tiny, data, out=known[name], **RUNS[name] | {"epochs": 1}))
             assert ended.code == 0, ended.err
         return known[name]
 
@@ -86,7 +85,7 @@ def test_a_run_is_evaluated_and_its_files_are_written(own, data, name):
 
 
 def test_one_task_of_several_is_named(own):
-    folder = own("two")
+    folder = own("all")
     assert "--task: expected one of the run's tasks" in call(main, folder).line
     ended = call(main, folder, "--task", "sts", "--no-model")
     assert ended.code == 0
@@ -224,6 +223,14 @@ def test_the_overall_score_is_the_studys_mean(tmp_path):
     assert "expected runs of sst, qqp, sts, got sts, qqp, sst" in call(main, "--overall", *folders[::-1]).line
     with pytest.raises(InputError):
         overall([read_scored(folders[0])])
+
+
+def test_one_run_of_all_tasks_can_stand_in_each_place(finished):
+    folder = finished("all")
+    ended = call(main, "--overall", folder, folder, folder)
+    dev = strict_json((folder / "result.json").read_text())["dev"]
+    expected = (dev["sst"] + dev["qqp"] + (1 + dev["sts"]) / 2) / 3
+    assert (ended.code, f"overall {expected:.4f}" in ended.out) == (0, True)
 
 
 @pytest.mark.parametrize(
