@@ -4,7 +4,7 @@ Letters: M tokens, S sequences, B examples, H hidden size.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,35 +142,3 @@ class Dataset:
 def epoch_order(length: int, seed: int, task: str, epoch: int) -> np.ndarray:
     """The order of a task's examples in an epoch: a pure function, so that nothing is saved to resume."""
     return np.random.default_rng([seed, zlib.crc32(task.encode()), epoch]).permutation(length)
-
-
-class RoundRobin:
-    """Training batches of one or several tasks in turn; one whose data runs out starts over.
-
-    An epoch ends when the largest task's data is done. The batch of a step is a function of the step.
-    """
-
-    def __init__(self, datasets: Mapping[str, Dataset], batch_size: int, seed: int):
-        self.datasets, self.batch_size, self.seed = dict(datasets), batch_size, seed
-        self.names = list(datasets)
-        self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
-        self.steps_per_epoch = len(self.names) * max(self.batches.values())
-        self._orders: dict[str, tuple[int, np.ndarray]] = {}
-
-    def batch(self, step: int) -> tuple[str, Batch]:
-        """The task and the batch of step 0, 1, 2, ..."""
-        name = self.names[step % len(self.names)]
-        epoch, index = divmod(step // len(self.names), self.batches[name])
-        if self._orders.get(name, (None,))[0] != epoch:
-            data = self.datasets[name]
-            self._orders[name] = (epoch, epoch_order(len(data), self.seed, name, epoch))
-        chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
-        # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
-        data = self.datasets[name]
-        return name, data.collate(data.longest_first(chosen))
-
-    def used(self, name: str, steps: int) -> np.ndarray:
-        """The examples of a task, in the data's order, that the first `steps` steps train on."""
-        turns = -(-(steps - self.names.index(name)) // len(self.names))
-        order = epoch_order(len(self.datasets[name]), self.seed, name, epoch=0)
-        return np.sort(order[: turns * self.batch_size])

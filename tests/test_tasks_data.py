@@ -1,5 +1,6 @@
 """Packed batches, and the order they come in."""
 
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from tiny_bert import TINY
 from minibert.tokenizer import Tokenizer
 from tasks import QQP, SST, STS
 from tasks.base import Example, Task
-from tasks.data import Dataset, Features, RoundRobin, epoch_order
+from tasks.data import Dataset, Features, epoch_order
+from tasks.mixture import Mixture
 
 WORDS = ["the", "a", "is", "not", "good", "bad", "film", "what", "how", "cat", "dog", "zebra"]
 
@@ -232,7 +234,7 @@ def test_the_order_depends_on_nothing_else():
     assert orders == [orders[0]] * 3
 
 
-# Round robin
+# Several tasks
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +253,7 @@ def datasets(tokenizer: Tokenizer):
 
 
 SIZES = st.dictionaries(st.sampled_from(["sst", "qqp", "sts"]), st.integers(1, 17), min_size=1, max_size=3)
+TEMPERATURES = st.sampled_from([1.0, 2.0, 5.0, math.inf])
 
 
 @settings(max_examples=60)
@@ -258,7 +261,7 @@ SIZES = st.dictionaries(st.sampled_from(["sst", "qqp", "sts"]), st.integers(1, 1
 def test_tasks_alternate_and_each_goes_through_all_its_examples_before_any_comes_again(
     datasets, sizes: dict[str, int], batch_size: int, seed: int
 ):
-    plan = RoundRobin(datasets(sizes), batch_size, seed)
+    plan = Mixture(datasets(sizes), batch_size, seed)
     passes = {name: -(-size // batch_size) for name, size in sizes.items()}  # batches in a pass
     assert plan.steps_per_epoch == len(sizes) * max(passes.values())
 
@@ -276,12 +279,12 @@ def test_tasks_alternate_and_each_goes_through_all_its_examples_before_any_comes
 
 
 @settings(max_examples=40)
-@given(sizes=SIZES, batch_size=st.integers(1, 9), data=st.data())
-def test_the_batch_of_a_step_is_a_function_of_the_step_alone(datasets, sizes, batch_size, data):
-    in_turn = RoundRobin(datasets(sizes), batch_size, seed=5)
+@given(sizes=SIZES, batch_size=st.integers(1, 9), temperature=TEMPERATURES, data=st.data())
+def test_the_batch_of_a_step_is_a_function_of_the_step_alone(datasets, sizes, batch_size, temperature, data):
+    in_turn = Mixture(datasets(sizes), batch_size, 5, temperature)
     expected = [in_turn.batch(step) for step in range(3 * in_turn.steps_per_epoch)]
     steps = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=20))
-    at_random = RoundRobin(datasets(sizes), batch_size, seed=5)
+    at_random = Mixture(datasets(sizes), batch_size, 5, temperature)
     for step in steps:
         (task, batch), (wanted_task, wanted) = at_random.batch(step), expected[step]
         assert (task, batch.ids, batch.sequences) == (wanted_task, wanted.ids, wanted.sequences)
@@ -290,9 +293,9 @@ def test_the_batch_of_a_step_is_a_function_of_the_step_alone(datasets, sizes, ba
 
 
 @settings(max_examples=40)
-@given(sizes=SIZES, batch_size=st.integers(1, 9), steps=st.integers(0, 60))
-def test_what_the_first_steps_use_is_what_their_batches_hold(datasets, sizes, batch_size, steps):
-    plan = RoundRobin(datasets(sizes), batch_size, seed=5)
+@given(sizes=SIZES, batch_size=st.integers(1, 9), temperature=TEMPERATURES, steps=st.integers(0, 60))
+def test_what_the_first_steps_use_is_what_their_batches_hold(datasets, sizes, batch_size, temperature, steps):
+    plan = Mixture(datasets(sizes), batch_size, 5, temperature)
     held = {i for step in range(steps) for i in plan.batch(step)[1].ids}
     used = {name: plan.used(name, steps).tolist() for name in sizes}
     assert {f"{name}-{i}" for name, indices in used.items() for i in indices} == held
@@ -300,7 +303,7 @@ def test_what_the_first_steps_use_is_what_their_batches_hold(datasets, sizes, ba
 
 
 def test_an_epoch_ends_with_the_largest_task_and_the_smaller_ones_start_over(datasets):
-    plan = RoundRobin(datasets({"sst": 3, "qqp": 10, "sts": 4}), batch_size=4, seed=0)
+    plan = Mixture(datasets({"sst": 3, "qqp": 10, "sts": 4}), batch_size=4, seed=0)
     assert plan.steps_per_epoch == 9
     seen = Counter(i for step in range(9) for i in plan.batch(step)[1].ids)
     assert {seen[f"sst-{i}"] for i in range(3)} == {3}
@@ -309,8 +312,27 @@ def test_an_epoch_ends_with_the_largest_task_and_the_smaller_ones_start_over(dat
     assert [len(plan.batch(step)[1].ids) for step in range(1, 9, 3)] == [4, 4, 2]
 
 
+def test_at_temperature_1_an_epoch_trains_on_each_example_once(datasets):
+    sizes = {"sst": 3, "qqp": 17, "sts": 8}
+    plan = Mixture(datasets(sizes), batch_size=4, seed=0, temperature=1)
+    assert plan.steps_per_epoch == 1 + 5 + 2
+    for epoch in range(2):
+        seen = [i for step in range(8 * epoch, 8 * epoch + 8) for i in plan.batch(step)[1].ids]
+        assert sorted(seen) == sorted(f"{name}-{i}" for name, size in sizes.items() for i in range(size))
+
+
+def test_a_tasks_nth_turn_has_the_same_batch_however_the_tasks_are_mixed(datasets):
+    def turns(temperature: float, beside: dict[str, int]) -> list[tuple[str, ...]]:
+        plan = Mixture(datasets({"sst": 11, **beside}), 3, 7, temperature)
+        batches = (plan.batch(step) for step in range(60))
+        return [batch.ids for name, batch in batches if name == "sst"][:9]
+
+    alone = turns(math.inf, {})
+    assert turns(1, {"qqp": 17}) == turns(2, {"sts": 5}) == turns(math.inf, {"qqp": 17}) == alone
+
+
 def test_each_pass_over_a_task_has_the_order_of_its_own_epoch(datasets):
-    plan = RoundRobin(datasets({"sst": 17, "qqp": 6}), batch_size=3, seed=11)
+    plan = Mixture(datasets({"sst": 17, "qqp": 6}), batch_size=3, seed=11)
     for task, size, first in (("sst", 17, 0), ("qqp", 6, 1)):
         for epoch in range(3):
             order = epoch_order(size, 11, task, epoch)
@@ -321,7 +343,7 @@ def test_each_pass_over_a_task_has_the_order_of_its_own_epoch(datasets):
 
 
 def test_within_a_training_batch_the_longest_example_comes_first(datasets):
-    plan = RoundRobin(datasets({"sts": 17}), batch_size=5, seed=0)
+    plan = Mixture(datasets({"sts": 17}), batch_size=5, seed=0)
     for step in range(8):
         lengths = plan.batch(step)[1].sequences.lengths
         assert list(lengths) == sorted(lengths, reverse=True)

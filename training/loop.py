@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.dropout import install_dropout
-from tasks.data import Batch, Dataset, RoundRobin
+from tasks.data import Batch, Dataset
 from tasks.losses import LOSSES
+from tasks.mixture import Mixture
 from tasks.model import TaskModel
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
@@ -62,7 +63,7 @@ class Trainer:
 
     def __init__(self, config: Config, model: TaskModel, train: Mapping[str, Dataset], device: torch.device):
         self.config, self.model, self.device = config, model.to(device), device
-        self.plan = RoundRobin(train, config.batch_size, config.seed)
+        self.plan = Mixture(train, config.batch_size, config.seed)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.encodes_once = not any(parameter.requires_grad for parameter in model.bert.parameters())
