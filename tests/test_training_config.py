@@ -35,8 +35,14 @@ FLAGS = {
     "lora_dropout": (["--lora-dropout", "0.25"], 0.25),
     "targets": (["--targets", "query", "dense"], ("query", "dense")),
     "rank_pattern": (["--rank-pattern", "query=16", "all@0-2=4"], ("query=16", "all@0-2=4")),
+    "sampling": (["--sampling", "sqrt", "--task", "sst+sts"], "sqrt"),
+    "temperature": (["--temperature", "3", "--sampling", "temperature", "--task", "sst+sts"], 3),
+    "task_lr": (["--task-lr", "sts=2e-3", "sst=.1", "--task", "sst+sts"], ("sts=2e-3", "sst=.1")),
+    "loss_weight": (["--loss-weight", "sts=.5"], ("sts=.5",)),
+    "task_dropout": (["--task-dropout", "sts=0"], ("sts=0",)),
     "epochs": (["--epochs", "4"], 4),
     "max_steps": (["--max-steps", "9"], 9),
+    "patience": (["--patience", "3"], 3),
     "batch_size": (["--batch-size", "5"], 5),
     "lr": (["--lr", "3e-4"], 3e-4),
     "weight_decay": (["--weight-decay", "0.1"], 0.1),
@@ -131,6 +137,23 @@ REFUSED = {
     "--targets: expected targets among": ["--targets", "pooler"],
     "--rank-pattern: expected TARGET=RANK": ["--rank-pattern", "query"],
     "--rank-pattern: --method full has no adapters": ["--method", "full", "--rank-pattern", "query=2"],
+    "--sampling: expected one of round-robin, proportional, sqrt, temperature; got": ["--sampling", "root"],
+    "--sampling sqrt: expected several tasks, got --task sts": ["--sampling", "sqrt"],
+    "--temperature: expected together with --sampling": ["--temperature", "2"],
+    "--temperature: expected together with": ["--sampling", "temperature", "--task", "sst+sts"],
+    "--temperature: expected a number of at least 1, got 0.5": ["--temperature", "0.5"],
+    "--temperature: expected a number of at least 1, got nan": ["--temperature", "nan"],
+    "--task-lr: expected TASK=NUMBER, as in sts=0.5, got 'sts'": ["--task-lr", "sts"],
+    "--task-lr: expected tasks of the run, sts; got 'sst'": ["--task-lr", "sst=1e-3"],
+    "--task-lr: expected tasks of the run, sts; got ''": ["--task-lr", "=1e-3"],
+    "--task-lr: expected each task once, got 'sts' twice": ["--task-lr", "sts=1", "sts=1"],
+    "--task-lr: expected a number above 0 for sts, got '-1'": ["--task-lr", "sts=-1"],
+    "--task-lr: expected a number above 0 for sts, got ''": ["--task-lr", "sts="],
+    "--loss-weight: expected a number above 0 for sts, got '0'": ["--loss-weight", "sts=0"],
+    "--loss-weight: expected a number above 0 for sts, got 'inf'": ["--loss-weight", "sts=inf"],
+    "--task-dropout: expected a number from 0 to 0.999 for sts, got '1'": ["--task-dropout", "sts=1"],
+    "--task-dropout: expected a number from 0 to 0.999 for sts, got 'x=1'": ["--task-dropout", "sts=x=1"],
+    "--patience: expected a whole number of at least 1, got 0": ["--patience", "0"],
     "--resume: expected --out": ["--resume"],
     "--overfit-batch: writes nothing": ["--overfit-batch", "--out", "x"],
     "unrecognized arguments: --learning-rate": ["--learning-rate", "1"],
@@ -200,6 +223,10 @@ def configs(draw: st.DrawFn) -> Config:
         "seed": draw(st.integers(0, 2**63 - 1)),
         "strict": draw(st.booleans()),
     }
+    if len(tasks) > 1:
+        some["sampling"] = draw(st.sampled_from(["round-robin", "proportional", "sqrt", "temperature"]))
+        some["temperature"] = draw(st.floats(1, 1e9)) if some["sampling"] == "temperature" else None
+    some["task_lr"] = tuple(f"{task}={draw(st.floats(1e-12, 1e3))}" for task in tasks if draw(st.booleans()))
     if METHODS[method].layer:
         some["rank"] = draw(st.integers(1, 2**31 - 1))
         some["alpha"] = draw(st.none() | st.floats(1e-9, 1e9) | st.integers(1, 10**9))
@@ -268,7 +295,26 @@ def test_reading_a_config_changes_neither_the_dict_nor_the_config() -> None:
     assert config.targets == ("all",)
 
 
+OLD = ("rank_pattern", "sampling", "temperature", "task_lr", "loss_weight", "task_dropout", "patience")
+
+
 def test_a_setting_that_older_runs_lack_has_its_default() -> None:
-    raw = to_dict(check(Config(rank_pattern=("query=2",))))
-    del raw["rank_pattern"]
-    assert from_dict(raw, "c.json").rank_pattern == ()
+    several = {"task": "sst+sts", "sampling": "temperature", "temperature": 3.0, "patience": 2}
+    each = dict.fromkeys(("task_lr", "loss_weight", "task_dropout"), ("sst=.1",))
+    raw = to_dict(check(Config(rank_pattern=("query=2",), **several, **each)))
+    for name in OLD:
+        del raw[name]
+    read, default = from_dict(raw, "c.json"), Config()
+    assert {name: getattr(read, name) for name in OLD} == {name: getattr(default, name) for name in OLD}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "temperature"), [("round-robin", math.inf), ("proportional", 1), ("sqrt", 2)]
+)
+def test_each_strategy_is_a_temperature(sampling: str, temperature: float) -> None:
+    assert check(Config(task="sst+sts", sampling=sampling)).mixing_temperature == temperature
+
+
+def test_a_number_by_task_has_a_default_for_the_others() -> None:
+    config = check(Config(task="sst+qqp+sts", loss_weight=("sts=.5", "sst=2")))
+    assert config.by_task("loss_weight", 1.0) == {"sst": 2.0, "qqp": 1.0, "sts": 0.5}

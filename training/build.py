@@ -144,13 +144,13 @@ def load_encoder(config: Config, folder: Path) -> Bert:
 
 def build_heads(config: Config, hidden_size: int) -> dict[str, Head]:
     """A head for each task, drawn from the run's seed and the task's name alone."""
-    heads = {}
+    heads, dropout = {}, config.by_task("task_dropout", config.dropout)
     for task in config.tasks:
         features = config.features if config.siamese(task) else None
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(zlib.crc32(f"{config.seed}/{task.name}".encode()))
             heads[task.name] = Head(
-                hidden_size, task.num_outputs, config.hidden_layers, config.dropout, features
+                hidden_size, task.num_outputs, config.hidden_layers, dropout[task.name], features
             )
     return heads
 

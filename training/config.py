@@ -1,5 +1,6 @@
 """All settings of a run. Imports no torch, so that `--help` and usage errors answer at once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -8,12 +9,15 @@ from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
 from tasks.base import Task
+from training.per_task import check_numbers, numbers
 
 PAIRS = ("concat", "siamese")
 POOLINGS = ("cls", "pooler", "mean")
 FEATURES = ("uv", "uv-diff", "uv-diff-prod")
 LOSSES = ("cross-entropy", "mse")
 SCHEDULES = ("linear", "cosine", "constant")
+# How several tasks share the steps, as the temperature T of `tasks.mixture`; None: --temperature says it.
+SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -54,9 +58,27 @@ class Config:
     rank_pattern: tuple[str, ...] = setting(
         (), "ranks of some of them, as query=16 or all@0-2=4", names="TARGET=RANK", added=True
     )
+    sampling: str = setting(
+        "round-robin", "how several tasks share the steps: docs/multitask.md", tuple(SAMPLINGS), added=True
+    )
+    temperature: float | None = setting(
+        None, "T of temperature sampling: shares go as n^(1/T) [the strategy's own]", added=True
+    )
+    task_lr: tuple[str, ...] = setting(
+        (), "peak learning rates of some tasks' heads, as sts=2e-3", names="TASK=LR", added=True
+    )
+    loss_weight: tuple[str, ...] = setting(
+        (), "weights of some tasks' losses, 1 for others", names="TASK=WEIGHT", added=True
+    )
+    task_dropout: tuple[str, ...] = setting(
+        (), "dropout of some tasks' heads", names="TASK=DROPOUT", added=True
+    )
     epochs: int | None = setting(None, "passes over the largest task's data [10; 2 above 100,000 rows]")
     max_steps: int | None = setting(
         None, "end after so many steps, mid-epoch if need be; the schedule's length too [all of the epochs]"
+    )
+    patience: int | None = setting(
+        None, "end after so many epochs without a new best of the dev scores' mean [never]", added=True
     )
     batch_size: int = setting(32, "examples of a step")
     lr: float | None = setting(
@@ -87,6 +109,15 @@ class Config:
         """The factor s of the low-rank update, what rsLoRA and LoRA differ in."""
         method = METHODS[self.method]
         return method.scaling(self.alpha, self.rank) if method.layer else None
+
+    @property
+    def mixing_temperature(self) -> float:
+        """T: a task's share of the steps is ∝ n^(1/T)."""
+        return self.temperature or SAMPLINGS[self.sampling]
+
+    def by_task(self, name: str, otherwise: float) -> dict[str, float]:
+        """Of a setting that is a list of TASK=NUMBER each task's number, `otherwise` where it has none."""
+        return {task.name: otherwise for task in self.tasks} | numbers(getattr(self, name))
 
     def siamese(self, task: Task) -> bool:
         return self.pair == "siamese" and task.is_pair
@@ -129,8 +160,10 @@ RANGES = {
     "rank": AT_LEAST_1,
     "alpha": (1e-9, 1e9, "a number above 0"),
     "lora_dropout": BELOW_1,
+    "temperature": (1, 1e9, "a number of at least 1"),
     "epochs": AT_LEAST_1,
     "max_steps": AT_LEAST_1,
+    "patience": AT_LEAST_1,
     "batch_size": AT_LEAST_1,
     "lr": (1e-12, 1e3, "a number above 0"),
     "weight_decay": (0, 1e6, "a number of at least 0"),
@@ -141,6 +174,8 @@ RANGES = {
     "warmup": (0, 1, "a share from 0 to 1"),
     "seed": (0, 2**63 - 1, "a whole number of at least 0"),
 }
+# Of each number in a list of TASK=NUMBER.
+TASK_RANGES = {"task_lr": RANGES["lr"], "loss_weight": RANGES["alpha"], "task_dropout": BELOW_1}
 
 
 def flag(name: str) -> str:
@@ -164,11 +199,25 @@ def _check_conflicts(config: Config) -> None:
             check_names(getattr(config, name))
         except ValueError as error:
             raise InputError(f"{flag(name)}: {error}") from None
+    _check_tasks(config)
     if config.loss is not None and any(config.loss != task.loss for task in config.tasks):
         wanted = ", ".join(f"{task.loss} for {task.name}" for task in config.tasks)
         raise InputError(f"--loss: expected {wanted}; got {config.loss}")
     if config.precision == "fp16" and config.device == "cpu":
         raise InputError("--precision fp16: expected a GPU; a CPU has fp32 and bf16")
+
+
+def _check_tasks(config: Config) -> None:
+    names = [task.name for task in config.tasks]
+    if config.sampling != "round-robin" and len(names) == 1:
+        raise InputError(f"--sampling {config.sampling}: expected several tasks, got --task {config.task}")
+    if (config.sampling == "temperature") != (config.temperature is not None):
+        raise InputError("--temperature: expected together with --sampling temperature, got one alone")
+    for name, bounds in TASK_RANGES.items():
+        try:
+            check_numbers(getattr(config, name), names, *bounds)
+        except ValueError as error:
+            raise InputError(f"{flag(name)}: {error}") from None
 
 
 def to_dict(config: Config) -> dict:

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -63,11 +63,13 @@ class Trainer:
 
     def __init__(self, config: Config, model: TaskModel, train: Mapping[str, Dataset], device: torch.device):
         self.config, self.model, self.device = config, model.to(device), device
-        self.plan = Mixture(train, config.batch_size, config.seed)
+        self.plan = Mixture(train, config.batch_size, config.seed, config.mixing_temperature)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.encodes_once = not any(parameter.requires_grad for parameter in model.bert.parameters())
-        self.optimizer = build_optimizer(model, config.lr, config.weight_decay)
+        self.loss_weights = config.by_task("loss_weight", 1.0)
+        head_lr = config.by_task("task_lr", config.lr)
+        self.optimizer = build_optimizer(model, config.lr, config.weight_decay, head_lr)
         self.dropout_key = install_dropout(model, config.seed)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -76,7 +78,13 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.progress.step >= self.total_steps
+        return self.progress.step >= self.total_steps or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` epochs brought no new best."""
+        since_best = len(self.progress.history) - self.progress.best_epoch
+        return self.config.patience is not None and since_best >= self.config.patience
 
     @property
     def epoch_ended(self) -> bool:
@@ -115,14 +123,17 @@ class Trainer:
         step, config = self.progress.step, self.config
         task, batch = self.plan.batch(step)
         self.dropout_key.step = step
-        lr = config.lr * lr_factor(step, self.total_steps, config.warmup, config.schedule)
+        factor = lr_factor(step, self.total_steps, config.warmup, config.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["peak"] * factor
+        weight = self.loss_weights[task]
         loss = self.loss(task, batch.to(self.device))
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(weight * loss).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf).item()
+        # A bound that did not grow with the weight would undo it wherever gradients are clipped.
+        bound = weight * config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parameters, bound).item()
         value = loss.item()
         # fp16's loss scale is lowered until the gradient is finite; at 1 it scales nothing, as without fp16.
         if not math.isfinite(value) or (not math.isfinite(norm) and self.scaler.get_scale() <= 1):
@@ -140,7 +151,7 @@ class Trainer:
             "step": step + 1,
             "task": task,
             "loss": value,
-            "lr": lr,
+            "lr": config.lr * factor,
             "grad_norm": norm if math.isfinite(norm) else None,
             "tokens": sum(batch.sequences.lengths),
         }
@@ -212,6 +223,19 @@ class Trainer:
                 if self.epoch_ended:
                     on_epoch(self.end_epoch(scored))
         load_trainable(self.model, self.best_weights)
+
+
+def best_per_task(history: Sequence[Mapping], metrics: Mapping[str, str]) -> dict[str, dict]:
+    """Each task's own best epoch and its dev score there, of equals the first; `metrics` by task.
+
+    A run keeps the weights of the best mean's epoch; these scores may be of another epoch each.
+    """
+    best = {}
+    for task, metric in metrics.items():
+        scores = [line["metrics"]["dev"][task][metric] for line in history]
+        at = scores.index(max(scores))
+        best[task] = {"epoch": history[at]["epoch"], "dev": scores[at]}
+    return best
 
 
 def mean(scores: Mapping[str, float]) -> float:

@@ -1,18 +1,30 @@
 """AdamW's parameter groups, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 
-def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what trains; vectors (biases, norms, magnitudes) do not decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def build_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, head_lr: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over what trains; vectors (biases, norms, magnitudes) do not decay.
+
+    `head_lr`: task -> the peak learning rate of its head, where it is not `lr`. A group's is its "peak".
+    """
+    trains: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            task = name.split(".")[1] if name.startswith("heads.") else None
+            trains.setdefault((head_lr or {}).get(task, lr), []).append(parameter)
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        {"params": [p for p in params if (p.ndim > 1) == decays], "peak": peak,
+         "weight_decay": weight_decay if decays else 0.0}
+        for peak, params in trains.items()
+        for decays in (True, False)
+    ]  # fmt: skip
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
 
 

@@ -36,6 +36,9 @@ def header(
         targets = " ".join(config.targets)
         scale = f"alpha {config.alpha:g}, effective scale {config.scaling:.4g}"
         lines.append(f"adapters   rank {config.rank}, {scale}, targets {targets}")
+    if len(config.tasks) > 1:
+        turns = ", ".join(f"{task} {count:,}" for task, count in trainer.plan.turns.per_epoch.items())
+        lines.append(f"mixture    {config.sampling}; of {trainer.steps_per_epoch:,} steps an epoch {turns}")
     steps, epochs = trainer.total_steps, trainer.total_steps / trainer.steps_per_epoch
     pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
     lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")
@@ -89,6 +92,11 @@ def closing_table(result: Mapping, out: Path) -> str:
     peak, above = result["peak_memory_mib"], result["memory_above_start_mib"]
     rows = {
         f"dev {numbers_name(result['metric'])}": f"{numbers(result['dev'])} (epoch {result['best_epoch']})",
+        **{
+            f"{task}'s own best": f"{own['dev']:.4f} (epoch {own['epoch']})"
+            for task, own in result["best_per_task"].items()
+            if len(result["best_per_task"]) > 1
+        },
         "train": numbers(result["train"]),
         "training": f"{result['train_seconds']:.1f} s, {result['tokens_per_second']:,.0f} tokens/s",
         "peak memory": f"{peak:,.0f} MiB ({above:,.0f} above start)",

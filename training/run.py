@@ -26,7 +26,7 @@ from training.checkpoint import FILE as CHECKPOINT
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.evaluate import predict
-from training.loop import Interrupted, Trainer, TrainingError, single
+from training.loop import Interrupted, Trainer, TrainingError, best_per_task, single
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
 from training.report import Bar, closing_table, header
@@ -161,6 +161,7 @@ class Run:
         """
         config, progress = self.config, self.trainer.progress
         best = next(line for line in progress.history if line["epoch"] == progress.best_epoch)
+        metrics = {task.name: task.metrics[0] for task in config.tasks}
         peak = peak_memory_mib(self.device)
         start = self.memory_at_start if self.device.type == "cpu" else 0.0
         return {
@@ -170,9 +171,10 @@ class Run:
             "model": config.model,
             "data": config.data,
             "seed": config.seed,
-            "metric": single({task.name: task.metrics[0] for task in config.tasks}),
+            "metric": single(metrics),
             "dev": best["dev"],
             "best_epoch": progress.best_epoch,
+            "best_per_task": best_per_task(progress.history, metrics),
             "train": best["train"],
             "metrics": best["metrics"],
             "epochs": len(progress.history),
