@@ -184,6 +184,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["train.py", "--task", "nope"], 2),
         (["train.py", "--rank", "4", "--method", "full"], 2),
         (["predict.py"], 2),
+        (["-m", "experiments.multitask", "--help"], 0),
+        (["-m", "experiments.multitask", "run"], 2),
         (["-m", "lora.verify", "--help"], 0),
         (["-m", "lora.verify", "one", "two"], 2),
         (["-m", "experiments.compare", "--help"], 0),
