@@ -42,6 +42,7 @@ FLAGS = {
     "task_dropout": (["--task-dropout", "sts=0"], ("sts=0",)),
     "epochs": (["--epochs", "4"], 4),
     "max_steps": (["--max-steps", "9"], 9),
+    "best": (["--best", "per-task", "--task", "sst+sts"], "per-task"),
     "patience": (["--patience", "3"], 3),
     "batch_size": (["--batch-size", "5"], 5),
     "lr": (["--lr", "3e-4"], 3e-4),
@@ -153,6 +154,19 @@ REFUSED = {
     "--loss-weight: expected a number above 0 for sts, got 'inf'": ["--loss-weight", "sts=inf"],
     "--task-dropout: expected a number from 0 to 0.999 for sts, got '1'": ["--task-dropout", "sts=1"],
     "--task-dropout: expected a number from 0 to 0.999 for sts, got 'x=1'": ["--task-dropout", "sts=x=1"],
+    "--best: expected one of mean, per-task; got 'last'": ["--best", "last"],
+    "--best per-task: expected several tasks and a method with adapters, got --task sts --method rslora": [
+        "--best",
+        "per-task",
+    ],
+    "--best per-task: expected several tasks and a method with adapters, got --task sst+sts --method full": [
+        "--best",
+        "per-task",
+        "--task",
+        "sst+sts",
+        "--method",
+        "full",
+    ],
     "--patience: expected a whole number of at least 1, got 0": ["--patience", "0"],
     "--resume: expected --out": ["--resume"],
     "--overfit-batch: writes nothing": ["--overfit-batch", "--out", "x"],
@@ -295,11 +309,13 @@ def test_reading_a_config_changes_neither_the_dict_nor_the_config() -> None:
     assert config.targets == ("all",)
 
 
-OLD = ("rank_pattern", "sampling", "temperature", "task_lr", "loss_weight", "task_dropout", "patience")
+OLD = ("rank_pattern", "sampling", "temperature", "task_lr", "loss_weight", "task_dropout", "best",
+       "patience")  # fmt: skip
 
 
 def test_a_setting_that_older_runs_lack_has_its_default() -> None:
-    several = {"task": "sst+sts", "sampling": "temperature", "temperature": 3.0, "patience": 2}
+    several = {"task": "sst+sts", "sampling": "temperature", "temperature": 3.0}
+    several |= {"patience": 2, "best": "per-task"}
     each = dict.fromkeys(("task_lr", "loss_weight", "task_dropout"), ("sst=.1",))
     raw = to_dict(check(Config(rank_pattern=("query=2",), **several, **each)))
     for name in OLD:

@@ -9,16 +9,19 @@ import pytest
 import torch
 from small_runs import (
     BATCH,
+    FILES,
     call,
     flags,
     left_behind,
     lines_of,
+    rescored,
     settings,
     strict_json,
     without_times,
     write_data,
 )
 
+import predict
 import train
 from lora.methods import METHODS
 from training import run as run_module
@@ -99,12 +102,13 @@ def test_a_stopped_run_of_such_tasks_ends_as_one_that_was_not(
             if line["step"] == step:
                 signal.raise_signal(signal.SIGTERM)
 
-    stopped = flags(tiny, uneven, out=tmp_path / "stopped", resume=True, method=method, **ALL_OF_IT)
+    changes = ALL_OF_IT | {"method": method, "best": "mean" if method == "frozen" else "per-task"}
+    stopped = flags(tiny, uneven, out=tmp_path / "stopped", resume=True, **changes)
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "Bar", StoppingBar)
         assert call(train.main, *stopped).code == 143
     assert call(train.main, *stopped).code == 0
-    whole = flags(tiny, uneven, out=tmp_path / "whole", method=method, **ALL_OF_IT)
+    whole = flags(tiny, uneven, out=tmp_path / "whole", **changes)
     assert call(train.main, *whole).code == 0
     assert left_behind(tmp_path / "stopped") == left_behind(tmp_path / "whole")
 
@@ -169,6 +173,26 @@ def test_the_result_tells_each_tasks_own_best_epoch_beside_the_shared_one(
             assert f"{task}'s own best" in ended.out
             own.add(best["epoch"] == result["best_epoch"])
     assert own == {True, False}  # or the test would see nothing
+
+
+def test_each_tasks_best_adapter_scores_what_its_own_best_epoch_did_and_changes_nothing_else(
+    tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    changes = {"task": "sst+sts", "epochs": 4, "lr": 0.03, "schedule": "constant", "seed": 1}
+    for best in ("mean", "per-task"):
+        arguments = flags(tiny, small_data, out=tmp_path / best, best=best, **changes)
+        assert call(train.main, *arguments).code == 0
+    mean, own = (left_behind(tmp_path / best) for best in ("mean", "per-task"))
+    assert mean.pop("config.json") != own.pop("config.json")
+    assert {name: own[name] for name in mean} == mean
+    assert {name.split("/")[0] for name in own.keys() - mean} == {"adapter-sst", "adapter-sts"}
+    result = strict_json((tmp_path / "per-task" / "result.json").read_text())
+    assert len({best["epoch"] for best in result["best_per_task"].values()}) == 2  # or one folder would do
+    for task, best in result["best_per_task"].items():
+        source, told = small_data / FILES[task].format("dev"), tmp_path / f"{task}.csv"
+        adapter = tmp_path / "per-task" / f"adapter-{task}"
+        assert call(predict.main, adapter, "--task", task, "--input", source, "--output", told).code == 0
+        assert rescored(told, small_data, task) == pytest.approx(best["dev"], abs=1e-4)
 
 
 @pytest.mark.parametrize("patience", [1, 2])

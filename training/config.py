@@ -18,6 +18,7 @@ LOSSES = ("cross-entropy", "mse")
 SCHEDULES = ("linear", "cosine", "constant")
 # How several tasks share the steps, as the temperature T of `tasks.mixture`; None: --temperature says it.
 SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
+BESTS = ("mean", "per-task")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -76,6 +77,9 @@ class Config:
     epochs: int | None = setting(None, "passes over the largest task's data [10; 2 above 100,000 rows]")
     max_steps: int | None = setting(
         None, "end after so many steps, mid-epoch if need be; the schedule's length too [all of the epochs]"
+    )
+    best: str = setting(
+        "mean", "keep the weights of the best mean, or each task's best adapter too", BESTS, added=True
     )
     patience: int | None = setting(
         None, "end after so many epochs without a new best of the dev scores' mean [never]", added=True
@@ -213,6 +217,9 @@ def _check_tasks(config: Config) -> None:
         raise InputError(f"--sampling {config.sampling}: expected several tasks, got --task {config.task}")
     if (config.sampling == "temperature") != (config.temperature is not None):
         raise InputError("--temperature: expected together with --sampling temperature, got one alone")
+    if config.best == "per-task" and (len(names) == 1 or not METHODS[config.method].layer):
+        got = f"--task {config.task} --method {config.method}"
+        raise InputError(f"--best per-task: expected several tasks and a method with adapters, got {got}")
     for name, bounds in TASK_RANGES.items():
         try:
             check_numbers(getattr(config, name), names, *bounds)

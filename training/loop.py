@@ -225,16 +225,16 @@ class Trainer:
         load_trainable(self.model, self.best_weights)
 
 
-def best_per_task(history: Sequence[Mapping], metrics: Mapping[str, str]) -> dict[str, dict]:
-    """Each task's own best epoch and its dev score there, of equals the first; `metrics` by task.
+def best_per_task(config: Config, history: Sequence[Mapping]) -> dict[str, dict]:
+    """Each task's own best epoch and its dev score there, of equals the first.
 
     A run keeps the weights of the best mean's epoch; these scores may be of another epoch each.
     """
     best = {}
-    for task, metric in metrics.items():
-        scores = [line["metrics"]["dev"][task][metric] for line in history]
+    for task in config.tasks:
+        scores = [line["metrics"]["dev"][task.name][task.metrics[0]] for line in history]
         at = scores.index(max(scores))
-        best[task] = {"epoch": history[at]["epoch"], "dev": scores[at]}
+        best[task.name] = {"epoch": history[at]["epoch"], "dev": scores[at]}
     return best
 
 

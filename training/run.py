@@ -14,6 +14,7 @@ from minibert.files import write_json, write_text
 from minibert.hub import resolve
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
+from training.adapter_folder import save_adapter_folder
 from training.build import (
     build_dataset,
     build_model,
@@ -98,6 +99,7 @@ class Run:
 
         def on_epoch(line: dict) -> None:
             self._write_history(folder)
+            self._save_own_best(folder)
             self._checkpoint(folder)
             bar.epoch(line)
 
@@ -135,6 +137,13 @@ class Run:
             folder.checkpoint, trainer.model, trainer.optimizer, trainer.best_weights, trainer.progress
         )
 
+    def _save_own_best(self, folder: RunFolder) -> None:
+        """Before the checkpoint: a run that is killed between the two does the epoch again, and this."""
+        history = self.trainer.progress.history
+        for task, own in best_per_task(self.config, history).items():
+            if self.config.best == "per-task" and own["epoch"] == len(history):
+                save_adapter_folder(folder.adapter_of(task), self.config, self.trainer.model, self.base)
+
     def _write_history(self, folder: RunFolder) -> None:
         history = self.trainer.progress.history
         write_text("".join(json.dumps(line) + "\n" for line in history), folder.metrics)
@@ -161,7 +170,6 @@ class Run:
         """
         config, progress = self.config, self.trainer.progress
         best = next(line for line in progress.history if line["epoch"] == progress.best_epoch)
-        metrics = {task.name: task.metrics[0] for task in config.tasks}
         peak = peak_memory_mib(self.device)
         start = self.memory_at_start if self.device.type == "cpu" else 0.0
         return {
@@ -171,10 +179,10 @@ class Run:
             "model": config.model,
             "data": config.data,
             "seed": config.seed,
-            "metric": single(metrics),
+            "metric": single({task.name: task.metrics[0] for task in config.tasks}),
             "dev": best["dev"],
             "best_epoch": progress.best_epoch,
-            "best_per_task": best_per_task(progress.history, metrics),
+            "best_per_task": best_per_task(config, progress.history),
             "train": best["train"],
             "metrics": best["metrics"],
             "epochs": len(progress.history),

@@ -2,6 +2,7 @@
 
 config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
 adapter/ (LoRA methods; see adapter_folder.py) or model/ (full)  head.safetensors  checkpoint/
+adapter-TASK/ (--best per-task)
 """
 
 import csv
@@ -70,6 +71,10 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    def adapter_of(self, task: str) -> Path:
+        """Where --best per-task keeps what the task's own best epoch trained."""
+        return self.path / f"adapter-{task}"
 
     @property
     def is_adapter(self) -> bool:
