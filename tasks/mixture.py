@@ -39,8 +39,8 @@ class Turns:
         task = np.repeat(np.arange(len(per_epoch)), list(per_epoch.values()))
         place = np.concatenate([(2 * np.arange(k) + 1) / (2 * k) for k in per_epoch.values()])
         self._order = task[np.lexsort((task, place))]  # [steps_per_epoch]
-        # The turns each task has had before each step of an epoch.
-        self._before = {name: np.cumsum(self._order == i) for i, name in enumerate(per_epoch)}
+        # The turns each task has had once a step of the epoch is done.
+        self._done = {name: np.cumsum(self._order == i) for i, name in enumerate(per_epoch)}
 
     def task(self, step: int) -> str:
         """Whose turn step 0, 1, 2, ... is."""
@@ -49,7 +49,7 @@ class Turns:
     def had(self, name: str, steps: int) -> int:
         """How many of the first `steps` steps are a task's."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
-        return epochs * self.per_epoch[name] + (int(self._before[name][rest - 1]) if rest else 0)
+        return epochs * self.per_epoch[name] + (int(self._done[name][rest - 1]) if rest else 0)
 
 
 class Mixture:

@@ -158,11 +158,12 @@ def check(config: Config) -> Config:
 
 
 AT_LEAST_1 = (1, 2**31 - 1, "a whole number of at least 1")
+ABOVE_0 = (1e-9, 1e9, "a number above 0")
 BELOW_1 = (0, 0.999, "a number from 0 to 0.999")
 RANGES = {
     "max_length": (4, 2**31 - 1, "at least 4 tokens"),
     "rank": AT_LEAST_1,
-    "alpha": (1e-9, 1e9, "a number above 0"),
+    "alpha": ABOVE_0,
     "lora_dropout": BELOW_1,
     "temperature": (1, 1e9, "a number of at least 1"),
     "epochs": AT_LEAST_1,
@@ -179,7 +180,7 @@ RANGES = {
     "seed": (0, 2**63 - 1, "a whole number of at least 0"),
 }
 # Of each number in a list of TASK=NUMBER.
-TASK_RANGES = {"task_lr": RANGES["lr"], "loss_weight": RANGES["alpha"], "task_dropout": BELOW_1}
+TASK_RANGES = {"task_lr": RANGES["lr"], "loss_weight": ABOVE_0, "task_dropout": BELOW_1}
 
 
 def flag(name: str) -> str:
