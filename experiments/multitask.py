@@ -129,7 +129,7 @@ def _row(task: str, group: Sequence[Record], alone: Sequence[Record], settings: 
 
 def also_different(several: Sequence[Record], single: dict[str, list[Record]]) -> list[str]:
     """The names of other settings in which a run of a task alone differs from one together."""
-    leave_out = {*SAME, "task", "pair", "loss", "sampling", "temperature"}
+    leave_out = {*SAME, "task", "pair", "loss", "sampling", "temperature", "best"}
     alone = [records[0] for records in single.values()]
     return [
         name

@@ -120,7 +120,7 @@ def settings_that_differ(records: Sequence[Record]) -> list[str]:
 def named(record: Record, settings: Sequence[str]) -> str:
     """Some of a run's settings as text, but for those it does not have: `rank 8, lr 0.001`"""
     told = [(name.replace("_", "-"), record.settings[name]) for name in settings]
-    return ", ".join(f"{name} {shown(value)}" for name, value in told if value is not None)
+    return ", ".join(f"{name} {shown(value)}" for name, value in told if value not in (None, ()))
 
 
 def shown(value: object) -> str:

@@ -73,6 +73,12 @@ def test_each_setting_of_the_runs_together_has_rows_of_its_own(write_run) -> Non
     assert {row["at own best"] for row in found} == {""}  # which older runs do not tell
 
 
+def test_a_list_that_is_empty_is_not_told(write_run) -> None:
+    several = [write_run({"sst": 0.5, "sts": 0.5}, task="sst+sts", loss_weight=w) for w in ((), ("sst=2",))]
+    found = table(several, [write_run(0.5, task=task) for task in ("sts", "sst")])
+    assert [row["settings"] for row in found] == ["", "", "loss-weight sst=2", "loss-weight sst=2"]
+
+
 def test_a_pair_matters_to_tasks_of_pairs_alone(write_run) -> None:
     several = [write_run({"sst": 0.5, "sts": 0.5}, task="sst+sts", pair="siamese")]
     single = [write_run(0.5, task="sst"), write_run(0.4, task="sts", pair="siamese")]
