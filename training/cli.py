@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
 from typing import NoReturn, get_args
@@ -25,11 +25,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     for one in fields(Config):
-        kind = (
-            next(k for k in get_args(one.type) if k is not type(None))
-            if isinstance(one.type, UnionType)
-            else one.type
-        )
+        kind = kind_of(one)
         text = one.metadata["help"].replace("%", "%%")
         shown = "" if one.default is None or kind is bool else f" ({_shown(one.default)})"
         if kind is bool:
@@ -58,6 +54,13 @@ def build_parser() -> Parser:
         help="train on one batch until its loss is near 0: the first thing to try if something is wrong",
     )
     return parser
+
+
+def kind_of(one: Field) -> type:
+    """The type of a field's value, where it has one."""
+    if not isinstance(one.type, UnionType):
+        return one.type
+    return next(kind for kind in get_args(one.type) if kind is not type(None))
 
 
 def _shown(default: object) -> str:
