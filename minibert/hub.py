@@ -75,7 +75,7 @@ def resolve(name: str) -> Path:
         model_files(Path(name))
         return Path(name)
     model = _look_up(name)
-    folder = cache_root() / f"{model.repo}@{model.revision}".replace("/", "--")
+    folder = _cached(model)
     if not _is_complete(folder):
         with staging(folder) as partial:
             if not _is_complete(folder):  # another process may have filled it while this one waited
@@ -88,6 +88,15 @@ def resolve(name: str) -> Path:
     if not model.sha256:
         _say_unpinned(f"{model.repo}@{model.revision}", commit)
     return folder
+
+
+def is_local(name: str) -> bool:
+    """Whether `resolve` would download nothing. Raises InputError if `name` can be no model's."""
+    return os.path.isdir(name) or _is_complete(_cached(_look_up(name)))
+
+
+def _cached(model: Model) -> Path:
+    return cache_root() / f"{model.repo}@{model.revision}".replace("/", "--")
 
 
 def _look_up(name: str) -> Model:

@@ -194,6 +194,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "experiments.evaluate"], 2),
         (["-m", "kernels.audit", "--help"], 0),
         (["-m", "kernels.audit", "nope"], 2),
+        (["-m", "experiments.grid", "--help"], 0),
+        (["-m", "experiments.grid", "--out", "x", "--method", "full", "--rank", "4", "8"], 2),
         (["-m", "kernels.roofline", "--help"], 0),
         (["-m", "kernels.roofline", "--device", "abacus"], 2),
     ],

@@ -1,0 +1,186 @@
+"""What a grid's cells will take, before they run: by the runs that are finished, or by counting.
+
+Counted are multiplications: of T tokens in a sequence, a BERT layer takes 4 H² + 2 H I + 2 T H of each token
+forward (its six linears; attention's two products). Training with LoRA's family costs twice that and full
+fine-tuning three times (backward through activations, and through weights); a frozen encoder reads each
+example once. Scoring reads dev and as much of train after each epoch. Bytes: 4 of a weight, 12 more of one
+that trains (gradient, AdamW's two moments), and of a step's tokens 8 H + 2 I numbers a layer.
+
+Letters: H hidden size, I intermediate size, T tokens of a sequence.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import ceil, isnan
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from experiments.cells import Cell
+from experiments.pool import GridFolder
+from experiments.runs import duration
+from lora.methods import METHODS
+from minibert.errors import InputError
+from minibert.files import read_json
+from minibert.hub import is_local, resolve
+from minibert.model import BertConfig
+from minibert.weights import read_config
+from training.build import MANY_ROWS, find_adapted, read_splits
+from training.config import Config
+from training.precision import DTYPES, choose_device, choose_precision
+
+TOKENS_PER_WORD = 1.3  # of English by BERT's vocabulary, [CLS] and [SEP] not counted
+MEASURED = 0.3  # seconds of matrix products
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, MiB above what the imports take, and what these rest on; nan where nothing is known."""
+
+    seconds: float
+    mib: float
+    basis: str
+
+    def __str__(self) -> str:
+        memory = "memory unknown" if isnan(self.mib) else f"{self.mib:,.0f} MiB"
+        return f"{duration(self.seconds)}, {memory} ({self.basis})"
+
+
+def estimates(cells: Sequence[Cell], out: Path) -> list[Estimate]:
+    """One for each cell. A finished run of the same task, input, method and model gives the pace and memory.
+
+    Raises:
+        InputError: if a cell's data, model or device cannot be used.
+    """
+    folder, pace = GridFolder(out), {}
+    for cell in cells:
+        seconds = folder.seconds(cell.name)
+        if folder.result(cell.name).exists() and not isnan(seconds) and is_local(cell.config.model):
+            mib = read_json(folder.result(cell.name))["memory_above_start_mib"]
+            pace.setdefault(kind(cell.config), []).append((seconds / work(cell.config), mib))
+    found = []
+    for cell in cells:
+        try:
+            found.append(estimate(cell, folder, pace))
+        except InputError as error:
+            raise InputError(f"cell {cell.name}: {error}") from None
+    return found
+
+
+def kind(config: Config) -> tuple:
+    return config.task, config.pair, config.method, config.model, config.data
+
+
+def estimate(cell: Cell, folder: GridFolder, pace: Mapping[tuple, list[tuple[float, float]]]) -> Estimate:
+    config = cell.config
+    if folder.result(cell.name).exists():
+        return Estimate(0.0, read_json(folder.result(cell.name))["memory_above_start_mib"], "finished")
+    if not is_local(config.model):
+        return Estimate(float("nan"), float("nan"), f"{config.model} is not downloaded yet")
+    if runs := pace.get(kind(config)):
+        seconds = fmean(one for one, _ in runs) * work(config)
+        return Estimate(seconds, max(mib for _, mib in runs), f"as {len(runs)} finished of its kind")
+    rate = products_per_second(config.device, config.precision, model_config(config.model).hidden_size)
+    return Estimate(work(config) / rate, memory(config), "counted")
+
+
+def work(config: Config) -> float:
+    """Multiplications of a whole run."""
+    bert, rows = model_config(config.model), data_facts(config.data, config.task, config.strict)
+    forward = {}
+    for name, one in rows.items():
+        tokens = min(one.tokens, config.max_length)
+        linears = 4 * bert.hidden_size**2 + 2 * bert.hidden_size * bert.intermediate_size
+        forward[name] = bert.num_hidden_layers * tokens * (linears + 2 * tokens * bert.hidden_size)
+    largest = max(one.train for one in rows.values())
+    per_epoch = len(rows) * ceil(largest / config.batch_size)
+    epochs = config.epochs or (2 if largest > MANY_ROWS else 10)
+    steps = config.max_steps or epochs * per_epoch
+    scorings = 1 if config.method == "frozen" else ceil(steps / per_epoch)
+    scored = sum(2 * one.dev * forward[name] for name, one in rows.items()) * scorings
+    examples = {name: steps * config.batch_size / len(rows) for name in rows}
+    if config.method == "frozen":
+        examples = {name: min(count, rows[name].train) for name, count in examples.items()}
+    passes = 3 if METHODS[config.method].trains_encoder else 2 if METHODS[config.method].layer else 1
+    return scored + passes * sum(count * forward[name] for name, count in examples.items())
+
+
+def memory(config: Config) -> float:
+    """MiB above what the imports take."""
+    bert, rows = model_config(config.model), data_facts(config.data, config.task, config.strict)
+    hidden, wide = bert.hidden_size, bert.intermediate_size
+    weights = (bert.vocab_size + bert.max_position_embeddings) * hidden
+    weights += bert.num_hidden_layers * (4 * hidden**2 + 2 * hidden * wide)
+    method = METHODS[config.method]
+    trains = weights if method.trains_encoder else 0
+    if method.layer:
+        for name, rank in find_adapted(config, bert).items():
+            square = "attention" in name or name == "pooler.dense"
+            trains += rank * (2 * hidden if square else hidden + wide)
+    tokens = config.batch_size * max(min(one.tokens, config.max_length) for one in rows.values())
+    item = DTYPES[choose_precision(config.precision, choose_device(config.device))].itemsize
+    layers = 1 if config.method == "frozen" else bert.num_hidden_layers
+    activations = layers * tokens * (8 * hidden + 2 * wide) * item
+    return (4 * weights + 12 * trains + activations) / 2**20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of a task's data: how many rows, and the mean number of tokens of one."""
+
+    train: int
+    dev: int
+    tokens: float
+
+
+@cache
+def data_facts(data: str, task: str, strict: bool) -> dict[str, Rows]:
+    facts = {}
+    for name, one in read_splits(Config(data=data, task=task, strict=strict)).items():
+        some = one.train[:1000]
+        words = fmean(len(text.split()) for example in some for text in example.texts)
+        count = len(some[0].texts)
+        tokens = count * (words * TOKENS_PER_WORD + 1) + 1
+        facts[name] = Rows(len(one.train), len(one.dev), tokens)
+    return facts
+
+
+@cache
+def model_config(model: str) -> BertConfig:
+    return read_config(resolve(model))
+
+
+@cache
+def products_per_second(device: str, precision: str, hidden: int) -> float:
+    """Multiplications per second of a matrix product as an intermediate layer does it, measured now."""
+    where = choose_device(device)
+    dtype = DTYPES[choose_precision(precision, where)]
+    x = torch.ones(1024, hidden, device=where, dtype=dtype)  # [M, H]
+    weight = torch.ones(hidden, 4 * hidden, device=where, dtype=dtype)  # [H, 4H]
+    (x @ weight).sum().item()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < MEASURED:
+        (x @ weight).sum().item()  # .item() waits for a GPU
+        count += x.numel() * 4 * hidden
+    return count / (time.perf_counter() - began)
+
+
+def listing(cells: Sequence[Cell], out: Path, jobs: int) -> str:
+    """A line a cell and one for all. Raises InputError as `estimates` does."""
+    found = estimates(cells, out)
+    width = max(len(cell.name) for cell in cells)
+    told = [f"{cell.name:<{width}}  {one}" for cell, one in zip(cells, found, strict=True)]
+    known = [one.seconds for one in found if not isnan(one.seconds)]
+    unknown = f", {len(found) - len(known)} unknown" if len(known) < len(found) else ""
+    most = max((one.mib for one in found if not isnan(one.mib)), default=float("nan"))
+    total = f"{len(cells)} cells: {duration(sum(known) / jobs)} by {jobs} at once{unknown}"
+    told.append(total + ("" if isnan(most) else f", {jobs * most:,.0f} MiB"))
+    if any(one.basis == "counted" for one in found):
+        told.append(
+            "counted: multiplications at the pace of a matrix product measured now, so a floor of the time; "
+            "memory is above what the imports take. Finished runs in the folder give better numbers."
+        )
+    return "\n".join(told)
