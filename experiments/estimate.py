@@ -29,7 +29,7 @@ from minibert.hub import is_local, resolve
 from minibert.model import BertConfig
 from minibert.weights import read_config
 from training.build import MANY_ROWS, find_adapted, read_splits
-from training.config import Config
+from training.config import Config, from_dict
 from training.precision import DTYPES, choose_device, choose_precision
 
 TOKENS_PER_WORD = 1.3  # of English by BERT's vocabulary, [CLS] and [SEP] not counted
@@ -50,37 +50,47 @@ class Estimate:
 
 
 def estimates(cells: Sequence[Cell], out: Path) -> list[Estimate]:
-    """One for each cell. A finished run of the same task, input, method and model gives the pace and memory.
+    """One for each cell. Finished runs of its kind in the folder give the pace and memory, if there are any.
 
     Raises:
         InputError: if a cell's data, model or device cannot be used.
     """
-    folder, pace = GridFolder(out), {}
-    for cell in cells:
-        seconds = folder.seconds(cell.name)
-        if folder.result(cell.name).exists() and not isnan(seconds) and is_local(cell.config.model):
-            mib = read_json(folder.result(cell.name))["memory_above_start_mib"]
-            pace.setdefault(kind(cell.config), []).append((seconds / work(cell.config), mib))
+    folder = GridFolder(out)
+    known = finished(folder, {kind(cell.config) for cell in cells})
     found = []
     for cell in cells:
         try:
-            found.append(estimate(cell, folder, pace))
+            found.append(estimate(cell, folder, known))
         except InputError as error:
             raise InputError(f"cell {cell.name}: {error}") from None
     return found
 
 
+def finished(folder: GridFolder, kinds: set[tuple]) -> dict[tuple, list[tuple[float, float]]]:
+    """Seconds per multiplication and MiB of the folder's finished runs of these kinds."""
+    known: dict[tuple, list[tuple[float, float]]] = {}
+    for path in sorted(folder.path.glob("*/result.json")):
+        seconds = folder.seconds(path.parent.name)
+        config = from_dict(read_json(path.with_name("config.json")), str(path.with_name("config.json")))
+        if kind(config) in kinds and not isnan(seconds) and is_local(config.model):
+            mib = read_json(path)["memory_above_start_mib"]
+            known.setdefault(kind(config), []).append((seconds / work(config), mib))
+    return known
+
+
 def kind(config: Config) -> tuple:
-    return config.task, config.pair, config.method, config.model, config.data
+    """What runs have in common that take as long for a multiplication; folders by their whole path."""
+    places = [str(Path(one).absolute()) if Path(one).is_dir() else one for one in (config.model, config.data)]
+    return config.task, config.pair, config.method, *places
 
 
-def estimate(cell: Cell, folder: GridFolder, pace: Mapping[tuple, list[tuple[float, float]]]) -> Estimate:
+def estimate(cell: Cell, folder: GridFolder, known: Mapping[tuple, list[tuple[float, float]]]) -> Estimate:
     config = cell.config
     if folder.result(cell.name).exists():
         return Estimate(0.0, read_json(folder.result(cell.name))["memory_above_start_mib"], "finished")
     if not is_local(config.model):
         return Estimate(float("nan"), float("nan"), f"{config.model} is not downloaded yet")
-    if runs := pace.get(kind(config)):
+    if runs := known.get(kind(config)):
         seconds = fmean(one for one, _ in runs) * work(config)
         return Estimate(seconds, max(mib for _, mib in runs), f"as {len(runs)} finished of its kind")
     rate = products_per_second(config.device, config.precision, model_config(config.model).hidden_size)
@@ -180,7 +190,7 @@ def listing(cells: Sequence[Cell], out: Path, jobs: int) -> str:
     told.append(total + ("" if isnan(most) else f", {jobs * most:,.0f} MiB"))
     if any(one.basis == "counted" for one in found):
         told.append(
-            "counted: multiplications at the pace of a matrix product measured now, so a floor of the time; "
-            "memory is above what the imports take. Finished runs in the folder give better numbers."
+            "counted: multiplications at the pace of a matrix product measured now, and bytes above what the "
+            "imports take; both are floors. Finished runs in the folder give better numbers."
         )
     return "\n".join(told)

@@ -6,6 +6,7 @@ of one job is the same however often it was stopped. Another process goes on wit
 
 import json
 import socket
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,13 +38,13 @@ def run_search(table: Mapping, where: str, given: Namespace, say: Callable[[str]
     say(f"{len(spaces)} searches of {plan.trials} trials each in {given.out}, {work.done()} trials done")
     stopped = run_all(work, folder, given.jobs)
     if stopped:
-        say("stopped; the same command goes on from there")
+        print("stopped; the same command goes on from there", file=sys.stderr)
         return 128 + stopped
     say(report(work.finished_here(), given.out))
     for study in work.studies:
         say(study.best())
     for name, error in work.failed.items():
-        say(f"failed: {name}: {error}")
+        print(f"error: {name}: {error}", file=sys.stderr)
     return 1 if work.failed else 0
 
 
@@ -115,7 +116,7 @@ class SearchWork:
             return False
         made = read_json(self.folder.run(cell.name) / "config.json")
         ended = history[-1]["step"] >= (made["max_steps"] or history[0]["step"] * made["epochs"])
-        return not ended and trial.should_prune()
+        return not ended and bool(trial.should_prune())
 
     def ended(self, cell: Cell, error: str) -> None:
         if not error:

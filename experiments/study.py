@@ -102,11 +102,16 @@ class Study:
 
     def best(self) -> str:
         """The command of the trial with the best dev score, the test set unseen."""
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        trials = self.trials()
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        pruned, failed = (
+            sum(trial.state == state for trial in trials) for state in (TrialState.PRUNED, TrialState.FAIL)
+        )
+        of = f"{self.space.name}, {len(trials)} trials ({pruned} pruned, {failed} failed)"
         if not complete:
-            return f"{self.space.name}: no trial has finished"
+            return f"{of}: none has finished"
         best = max(complete, key=lambda trial: trial.value)
         cell = self.cell(best)
         _, *arguments = cell.command(Path(cell.name))
         command = shlex.join(["python", "train.py", *arguments[:-3]])
-        return f"best of {len(self.trials())}, dev {best.value:.4f} ({cell.name}): {command}"
+        return f"{of}: best dev {best.value:.4f} by {cell.name}: {command}"

@@ -212,3 +212,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tiny: Path, small_data: Path, t
     (tmp_path / "file").touch()
     assert "cannot be written" in grid(tiny, small_data, tmp_path / "file" / "grid").line
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "experiments" / "examples").glob("*.toml")), ids=lambda f: f.stem
+)
+def test_an_example_is_a_grid_that_could_run(
+    file: Path, tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    ended = call(main, file, "--out", tmp_path / "x", "--dry-run", "--model", tiny, "--data", small_data)
+    assert (ended.code, ended.err) == (0, "")
+    assert not (tmp_path / "x").exists()
