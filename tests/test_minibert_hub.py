@@ -11,7 +11,7 @@ from fake_hub import COMMIT, CONTENT, SHA256, visible, write
 
 from minibert import hub, sources
 from minibert.errors import InputError
-from minibert.hub import Model, resolve
+from minibert.hub import Model, is_local, resolve
 from minibert.verify import sha256
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,13 @@ class TestNames:
 
 
 class TestCache:
+    def test_a_model_is_local_once_nothing_would_be_downloaded(self, fake_hub, tmp_path: Path):
+        assert not is_local("org/tiny")
+        assert fake_hub.downloads == []
+        resolve("org/tiny")
+        assert is_local("org/tiny")
+        assert is_local(str(tmp_path))
+
     def test_an_unpinned_model_is_downloaded_once_and_its_hashes_recorded(self, fake_hub, own_cache: Path):
         folder = resolve("org/tiny")
         assert resolve("org/tiny") == folder
