@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 from small_runs import Ended, call, flags, left_behind, lines_of
 
 import train
-from experiments.cells import make_cells
+from experiments.cells import Cell, make_cells
 from experiments.grid import main
-from experiments.pool import GridFolder
+from experiments.pool import GridFolder, run_all
 from experiments.runs import records, run_cells
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +118,37 @@ def test_a_grid_that_is_stopped_lets_its_run_save_and_goes_on(
     assert [line["step"] for line in lines_of(out / "seed0" / "steps.jsonl")] == list(range(1, 121))
     log = GridFolder(out).about("seed0", "log").read_text()
     assert f"stopped after step {before}, saved" in log
+
+
+class PrunesAll:
+    """Work of one cell, given up once its run has done three steps."""
+
+    def __init__(self, cell: Cell, folder: GridFolder):
+        self.cell, self.folder, self.left, self.errors = cell, folder, 1, []
+
+    def take(self) -> tuple[Cell, IO] | None:
+        self.left -= 1
+        return (self.cell, self.folder.lock(self.cell.name)) if self.left == 0 else None
+
+    def expects_more(self) -> bool:
+        return False
+
+    def prunes(self, cell: Cell) -> bool:
+        return steps_done(self.folder.run(cell.name)) >= 3
+
+    def ended(self, cell: Cell, error: str) -> None:
+        self.errors.append(error)
+
+
+def test_a_run_that_is_pruned_saves_and_is_no_failure(small: dict, tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path / "grid")
+    folder.make()
+    (cell,) = make_cells(small | {"epochs": 1000})
+    work = PrunesAll(cell, folder)
+    assert run_all(work, folder) == 0
+    assert (work.errors, folder.error(cell.name)) == ([""], "")
+    assert (folder.run(cell.name) / "checkpoint" / "state.safetensors").exists()
+    assert not folder.result(cell.name).exists()
 
 
 def test_a_run_that_outlives_its_grid_is_waited_for_not_started_twice(
