@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from lora.methods import METHODS
 from minibert.errors import InputError
-from training.cli import build_parser, parse
+from training.cli import build_parser, chosen, command_of, parse
 from training.config import Config, check, from_dict, to_dict
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +258,31 @@ def configs(draw: st.DrawFn) -> Config:
 def test_a_config_comes_back_from_json_as_it_was(config: Config) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False)), "here") == config
     assert check(config) == config
+
+
+@given(configs())
+def test_the_command_of_a_config_makes_that_config_through_a_shell_too(config: Config) -> None:
+    python, script, *arguments = shlex.split(shlex.join(command_of(config)))
+    assert (python, script) == ("python", "train.py")
+    assert parse(arguments)[0] == config
+
+
+@pytest.mark.parametrize("name", FLAGS.keys() - {"loss"})  # which follows from the task
+def test_the_command_of_a_config_names_a_setting_that_was_given(name: str) -> None:
+    config, _ = parse(FLAGS[name][0])
+    assert getattr(config, name) == chosen(config)[name] == FLAGS[name][1]
+    assert parse(command_of(config)[2:])[0] == config
+
+
+def test_the_command_of_a_config_is_silent_about_what_follows_from_the_rest() -> None:
+    config, _ = parse(["--method", "lora", "--rank", "16", "--alpha", "32", "--lr", "1e-3", "--loss", "mse"])
+    assert command_of(config) == ["python", "train.py", "--method", "lora", "--rank", "16"]
+    assert command_of(check(Config())) == ["python", "train.py"]
+
+
+def test_the_command_of_an_unfinished_run_goes_on_with_it() -> None:
+    config, given = parse(command_of(check(Config(seed=3)), Path("my runs/a"), resume=True)[2:])
+    assert (config.seed, given.out, given.resume) == (3, Path("my runs/a"), True)
 
 
 anything = st.recursive(

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import NoReturn, get_args
@@ -82,3 +82,37 @@ def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     if given.overfit_batch and given.out is not None:
         raise InputError("--overfit-batch: writes nothing, so it goes without --out")
     return config, given
+
+
+def chosen(config: Config) -> dict[str, object]:
+    """The settings of a checked config that are not what the others make them by default, by name.
+
+    So of a LoRA run with rank 16 and alpha 32 the rank alone; for its alpha is twice the rank unless told.
+    """
+    settings = {}
+    for one in fields(Config):
+        if getattr(config, one.name) == one.default:
+            continue
+        try:
+            by_default = check(replace(config, **{one.name: one.default})) == config
+        except InputError:  # without it, the others are in conflict
+            by_default = False
+        if not by_default:
+            settings[one.name] = getattr(config, one.name)
+    return settings
+
+
+def command_of(config: Config, out: Path | None = None, resume: bool = False) -> list[str]:
+    """The command that makes a run of a checked config, as arguments: `parse` of them gives the config."""
+    words = ["python", "train.py"]
+    for name, value in chosen(config).items():
+        if isinstance(value, bool):
+            words.append(flag(name))
+        elif isinstance(value, tuple):
+            words += [flag(name), *value]
+        elif str(value).startswith("-"):  # which on its own would look like a flag
+            words.append(f"{flag(name)}={value}")
+        else:
+            words += [flag(name), str(value)]
+    words += ["--out", str(out)] if out else []
+    return words + (["--resume"] if resume else [])

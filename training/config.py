@@ -163,7 +163,7 @@ BELOW_1 = (0, 0.999, "a number from 0 to 0.999")
 RANGES = {
     "max_length": (4, 2**31 - 1, "at least 4 tokens"),
     "rank": AT_LEAST_1,
-    "alpha": ABOVE_0,
+    "alpha": (1e-9, 1e10, "a number above 0"),  # the default for the largest rank too
     "lora_dropout": BELOW_1,
     "temperature": (1, 1e9, "a number of at least 1"),
     "epochs": AT_LEAST_1,
