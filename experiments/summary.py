@@ -103,7 +103,7 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
         differing = settings_that_differ([other for other in records if other.kind == one.kind])
         settings = named(one, differing)
         results = [record.result for record in group]
-        share = f"{results[0]['trainable_parameters'] / results[0]['total_parameters']:.1%}"
+        share = trained_share(one.result)
         scores = [spread([result[split] for result in results]) for split in ("dev", "train")]
         seconds = f"{mean(result['train_seconds'] for result in results):.0f}"
         peak = f"{max(result['peak_memory_mib'] for result in results):.0f}"
@@ -133,9 +133,13 @@ def shown(value: object) -> str:
     )
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 4) -> str:
     """Mean and standard deviation."""
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def trained_share(result: dict) -> str:
+    return f"{result['trainable_parameters'] / result['total_parameters']:.1%}"
 
 
 def markdown(table: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:

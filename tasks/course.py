@@ -29,6 +29,11 @@ BLOB_IDS = {
 }
 
 
+def cached_folder() -> Path:
+    """Where the cache has what was downloaded of the course's data."""
+    return cache_root() / f"cs224n@{REVISION}"
+
+
 def course_folder(files: Iterable[str]) -> Path:
     """The cache's folder of course data, with at least `files` in it, each checked against its git blob id.
 
@@ -40,7 +45,7 @@ def course_folder(files: Iterable[str]) -> Path:
     unknown = [file for file in files if file not in BLOB_IDS]
     if unknown:
         raise InputError(f"expected files of the course data ({', '.join(BLOB_IDS)}), got {unknown[0]!r}")
-    folder = cache_root() / f"cs224n@{REVISION}"
+    folder = cached_folder()
     if any(not (folder / file).is_file() for file in files):
         with staging(folder) as partial:
             folder.mkdir(exist_ok=True)
