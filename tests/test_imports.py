@@ -192,6 +192,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "experiments.compare"], 2),
         (["-m", "experiments.evaluate", "--help"], 0),
         (["-m", "experiments.evaluate"], 2),
+        (["-m", "experiments.report", "--help"], 0),
+        (["-m", "experiments.report", "nowhere", "--out", "page.txt"], 2),
         (["-m", "kernels.audit", "--help"], 0),
         (["-m", "kernels.audit", "nope"], 2),
         (["-m", "experiments.grid", "--help"], 0),

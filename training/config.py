@@ -157,6 +157,7 @@ def check(config: Config) -> Config:
     )
 
 
+ADAPTERS = ("rank", "alpha", "lora_dropout", "targets", "rank_pattern")  # settings of adapters alone
 AT_LEAST_1 = (1, 2**31 - 1, "a whole number of at least 1")
 ABOVE_0 = (1e-9, 1e9, "a number above 0")
 BELOW_1 = (0, 0.999, "a number from 0 to 0.999")
@@ -196,7 +197,7 @@ def _check_conflicts(config: Config) -> None:
     if config.method == "frozen" and config.encoder_dropout:
         raise InputError("--encoder-dropout: the frozen encoder runs without dropout")
     if not method.layer:
-        for name in ("rank", "alpha", "lora_dropout", "targets", "rank_pattern"):
+        for name in ADAPTERS:
             if getattr(config, name) != default[name]:
                 raise InputError(f"{flag(name)}: --method {config.method} has no adapters")
     for name, check_names in (("targets", check_targets), ("rank_pattern", check_ranks)):

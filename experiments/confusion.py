@@ -1,0 +1,66 @@
+"""Which classes a run takes for which, from its predictions and the labels of the data folder."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.listing import Run
+from minibert.errors import InputError
+from tasks.base import Task
+from training.config import Config
+
+
+def dev_labels(config: Config, task: Task) -> dict[str, int]:
+    """id -> class of the dev file; nothing is downloaded for it.
+
+    Raises:
+        InputError: if the data folder is no longer there, or cannot be read.
+    """
+    from tasks.course import cached_folder
+    from tasks.reader import read_examples
+    from training.build import data_folder
+
+    folder = cached_folder() if config.data == "cs224n" else Path(config.data)
+    if config.data != "demo" and not os.path.isfile(folder / task.files["dev"]):
+        raise InputError(f"{folder}: there is no {task.files['dev']} any more")
+    folder = data_folder(config) if config.data == "demo" else folder
+    examples, _ = read_examples(folder / task.files["dev"], task, labelled=True)
+    return {example.id: int(example.label) for example in examples}
+
+
+def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> list[list[float]]:
+    """Of each label's examples the share that is given each class, mean over runs, [C, C]; rows are labels.
+
+    A label that no example has is a row of zeros.
+
+    Raises:
+        InputError: if predictions are missing or damaged, or are not those of the labels' examples.
+    """
+    counts = [[0] * classes for _ in range(classes)]
+    for run in runs:
+        for name, predicted in read_predictions(run.folder / "predictions-dev.csv", labels, classes):
+            counts[labels[name]][predicted] += 1
+    return [[count / max(sum(row), 1) for count in row] for row in counts]
+
+
+def read_predictions(path: Path, labels: Mapping[str, int], classes: int) -> list[tuple[str, int]]:
+    """(id, class) of each example of predictions-dev.csv. Raises InputError as `confusion` does."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: expected CSV, got something else ({error})") from None
+    pairs, named = [], {str(one): one for one in range(classes)}
+    for number, row in enumerate(rows, 2):
+        name, given = row.get("id"), row.get("prediction")
+        if name not in labels:
+            raise InputError(f"{path}:{number}: the data's dev file has no id {name!r}")
+        if given not in named:
+            raise InputError(f"{path}:{number}: expected a class from 0 to {classes - 1}, got {given!r}")
+        pairs.append((name, named[given]))
+    if len({name for name, _ in pairs}) != len(labels) or len(pairs) != len(labels):
+        raise InputError(f"{path}: expected a prediction for each of {len(labels)} ids, got {len(pairs)}")
+    return pairs
