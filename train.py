@@ -4,10 +4,12 @@ import sys
 
 from training.cli import parse
 from training.exit import run_command
+from training.tracking import check_ready
 
 
 def main() -> int:
     config, given = parse(sys.argv[1:])
+    check_ready(given.track)
     # Imported here, not above: usage errors and --help answer without waiting for torch.
     from training.run import Run, default_out, overfit_batch
     from training.run_folder import RunFolder
@@ -19,7 +21,7 @@ def main() -> int:
         print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
     folder.check_free(given.resume)
-    return Run(config).train(folder, given.resume)
+    return Run(config).train(folder, given.resume, given.track)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import NoReturn, get_args
 
 from minibert.errors import InputError
 from training.config import Config, check, flag
+from training.tracking import TRACKERS
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,6 +49,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--resume", action="store_true", help="continue the run that lies in --out, or start it there"
     )
+    watch = {"nargs": "+", "choices": TRACKERS, "metavar": "TRACKER", "default": ()}
+    parser.add_argument("--track", **watch, help=f"also log the run to {' or '.join(TRACKERS)}, or both")
     parser.add_argument(
         "--overfit-batch",
         action="store_true",
@@ -68,7 +71,7 @@ def _shown(default: object) -> str:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The config, and what is no part of it: out, resume, overfit_batch.
+    """The config, and what is no part of it: out, resume, track, overfit_batch.
 
     Raises:
         InputError: for a flag or a value that makes no sense.
@@ -81,6 +84,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         raise InputError("--resume: expected --out, the folder of the run to continue")
     if given.overfit_batch and given.out is not None:
         raise InputError("--overfit-batch: writes nothing, so it goes without --out")
+    if given.overfit_batch and given.track:
+        raise InputError("--overfit-batch: shows its loss itself, so it goes without --track")
     return config, given
 
 

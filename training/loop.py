@@ -58,6 +58,7 @@ class Trainer:
 
     Attributes:
         progress: how far it is; `best_weights` are those of `progress.best_epoch`.
+        step_seconds: what the last step took.
         encodes_once: nothing in the encoder trains, so that what it makes of an example never changes.
     """
 
@@ -74,6 +75,7 @@ class Trainer:
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
+        self.step_seconds = 0.0
         self.best_weights: dict[str, Tensor] = {}
 
     @property
@@ -146,7 +148,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self._count(value, batch, time.perf_counter() - started)
+        self.step_seconds = time.perf_counter() - started
+        self._count(value, batch, self.step_seconds)
         return {
             "step": step + 1,
             "task": task,

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from training.run_folder import (
     versions,
     write_predictions,
 )
+from training.tracking import Tracking
 
 
 class Run:
@@ -85,26 +87,29 @@ class Run:
             "total_parameters": sum(n for n, _ in counts),
         }
 
-    def train(self, folder: RunFolder, resume: bool) -> int:
-        """Train to the end, or until a signal; the exit code."""
+    def train(self, folder: RunFolder, resume: bool, track: Sequence[str] = ()) -> int:
+        """Train to the end, or until a signal, watched by the trackers in `track`; the exit code."""
         best = self._begin(folder, resume)
         trainer, progress = self.trainer, self.trainer.progress
         trainer.best_weights = best
         print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
         bar = Bar(trainer.total_steps, progress.step)
+        tracking = Tracking(track, folder.path, self.config, progress.step)
 
         def on_step(line: dict) -> None:
             append_line(line, folder.steps)
+            tracking.step(line, trainer.step_seconds)
             bar.step(line, progress.tokens / progress.train_seconds)
 
         def on_epoch(line: dict) -> None:
             self._write_history(folder)
             self._save_own_best(folder)
             self._checkpoint(folder)
+            tracking.epoch(line)
             bar.epoch(line)
 
         try:
-            with closing(bar):
+            with closing(bar), tracking:
                 scored = {"dev": self.data["dev"], "train": self.data["sample"]}
                 trainer.run(scored, bar.encoded, on_step, on_epoch)
         except Interrupted as stop:
