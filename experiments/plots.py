@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from statistics import mean, stdev
+from statistics import mean, quantiles, stdev
 from typing import TYPE_CHECKING
 
 from minibert.errors import InputError
@@ -70,50 +70,89 @@ def check_installed() -> None:
 
 
 def curves(lines: Sequence[Line], name: str, label: str) -> str:
-    """What metrics.jsonl says by epoch: a thin line a seed, a thick one their mean if all went as far."""
+    """What metrics.jsonl says by epoch: a thin line a seed, a thick one their mean if all went as far.
+
+    In the frame is what is not `far_below` on dev; of the loss, everything.
+    """
+    far = far_below(lines) if name == "dev" else set()
 
     def draw(axes) -> None:
-        for line in lines:
-            told = [{epoch["epoch"]: epoch[name] for epoch in run.history} for run in line.runs]
-            look = {"color": line.colour, "linestyle": LINES[line.style]}
-            several = len(told) > 1
-            thin = {"linewidth": 0.7, "alpha": 0.6} if several else {"linewidth": 1.6, "marker": "."}
-            for one in told:
-                axes.plot(one.keys(), one.values(), **look, **thin)
-            if several and len({tuple(one) for one in told}) == 1:
-                middle = [mean(one[epoch] for one in told) for epoch in told[0]]
-                axes.plot(told[0].keys(), middle, **look, linewidth=1.8, marker=".")
+        for line in sorted(lines, key=lambda line: line.number in far):
+            if line.number in far:
+                axes.set_ylim(axes.get_ylim())  # as the ones before it have made it
+            _curve(axes, line, name)
+        if far:
+            below = f"below: {', '.join(map(str, sorted(far)))}"
+            axes.annotate(below, (1, 0), (-4, 6), "axes fraction", "offset points", ha="right")
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
 
     return _picture(label, draw)
 
 
+def _curve(axes, line: Line, name: str) -> None:
+    told = [{epoch["epoch"]: epoch[name] for epoch in run.history} for run in line.runs]
+    look = {"color": line.colour, "linestyle": LINES[line.style]}
+    several = len(told) > 1
+    thin = {"linewidth": 0.7, "alpha": 0.6} if several else {"linewidth": 1.6, "marker": "."}
+    for one in told:
+        axes.plot(one.keys(), one.values(), **look, **thin)
+    if several and len({tuple(one) for one in told}) == 1:
+        middle = [mean(one[epoch] for one in told) for epoch in told[0]]
+        axes.plot(told[0].keys(), middle, **look, linewidth=1.8, marker=".")
+
+
 def pareto(lines: Sequence[Line], name: str, label: str, metric: str) -> str:
-    """dev against a cost, both as mean ± standard deviation; dashed, what nothing beats in both."""
+    """dev against a cost, both as mean ± standard deviation; dashed, what nothing beats in both.
+
+    A setting `far_below` the rest is a ▼ at the foot.
+    """
+    far = far_below(lines)
 
     def draw(axes) -> None:
-        ticker, points = importlib.import_module("matplotlib.ticker"), []
+        points = []
         for line in lines:
             costs, scores = ([run.result[key] for run in line.runs] for key in (name, "dev"))
             x, y = mean(costs), mean(scores)
-            spread = {"xerr": stdev(costs), "yerr": stdev(scores)} if len(costs) > 1 else {}
-            axes.errorbar(x, y, fmt=MARKERS[line.style], color=line.colour, linewidth=1, **spread)
+            if line.number in far:
+                axes.plot(x, 0, "v", color=line.colour, transform=axes.get_xaxis_transform(), clip_on=False)
+            else:
+                spread = {"xerr": stdev(costs), "yerr": stdev(scores)} if len(costs) > 1 else {}
+                axes.errorbar(x, y, fmt=MARKERS[line.style], color=line.colour, linewidth=1, **spread)
             points.append((x, y))
+        axes.margins(0.12)
+        _cost_axis(axes, [x for x, _ in points], label)
+        foot, top = axes.get_ylim()
+        axes.set_ylim(foot, top)  # whatever the dashed line comes from
         front = zip(*best(points), strict=True)
         axes.plot(*front, color=INK, linestyle="--", linewidth=0.8, alpha=0.5, zorder=0)
-        axes.set_xlabel(label)
-        axes.margins(0.12)
-        costs = [cost for cost, _ in points]
-        if 0 < 10 * min(costs) < max(costs):
-            axes.set_xscale("log")
-            few = 1000 * min(costs) > max(costs)
-            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
-        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))  # 340k, 22.6M
-        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-        _number(axes, lines, points)
+        _number(axes, lines, [(x, max(y, foot)) for x, y in points])
 
     return _picture(f"dev {metric} by {label}", draw)
+
+
+def _cost_axis(axes, costs: Sequence[float], label: str) -> None:
+    """Logarithmic where costs differ by more than a factor of ten; 340k, 22.6M."""
+    ticker = importlib.import_module("matplotlib.ticker")
+    axes.set_xlabel(label)
+    if 0 < 10 * min(costs) < max(costs):
+        few = 1000 * min(costs) > max(costs)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def far_below(lines: Sequence[Line]) -> set[int]:
+    """The numbers of those whose mean dev is below Q1 - 3 (Q3 - Q1), Tukey's "far out" (1977, ch. 2D).
+
+    In one frame with them the others could not be told apart; a frozen encoder is often one.
+    """
+    scores = {line.number: mean(run.result["dev"] for run in line.runs) for line in lines}
+    if len(scores) < 4:
+        return set()
+    low, _, high = quantiles(scores.values(), n=4, method="inclusive")
+    return {number for number, score in scores.items() if score < low - 3 * (high - low)}
 
 
 def _number(axes, lines: Sequence[Line], points: Sequence[tuple[float, float]]) -> None:

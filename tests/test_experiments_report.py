@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +18,9 @@ from written_runs import write_run
 
 import train
 from experiments.blocks import plain
-from experiments.plots import best
+from experiments.plots import Line, best, far_below
 from experiments.report import main
+from experiments.runs import read_runs
 from training.cli import parse
 from training.config import from_dict
 
@@ -250,6 +252,27 @@ def test_the_front_is_what_no_other_point_beats(points: list[tuple[int, int]]) -
         return any(o != one and o[0] <= one[0] and o[1] >= one[1] for o in points)
 
     assert best(points) == sorted({one for one in points if not beaten(one)})
+
+
+@pytest.mark.parametrize(
+    ("scores", "far"),
+    [
+        ([0.4759, 0.4787, 0.4799, 0.4832, 0.4233], {5}),
+        ([0.86, 0.87, 0.88, 0.85], set()),
+        ([0.1, 0.9, 0.9], set()),  # too few to say which is the odd one
+        ([0.5, 0.5, 0.5, 0.5], set()),
+    ],
+)
+def test_far_below_is_what_tukeys_outer_fence_leaves_out(tmp_path: Path, scores, far) -> None:
+    folders = [write_run(tmp_path / str(i), result={"dev": dev}, lr=1 / 2**i) for i, dev in enumerate(scores)]
+    lines = [Line(number, [run]) for number, run in enumerate(read_runs(folders)[0], 1)]
+    assert far_below(lines) == far
+    low, high = np.percentile(scores, [25, 75])
+    fence = low - 3 * (high - low)
+    assert len(scores) < 4 or far == {i for i, score in enumerate(scores, 1) if score < fence}
+    page, markdown = report(tmp_path, *folders)
+    assert ("below: 5" in Seen(page).text) is bool(far)
+    assert len(table(markdown, r"\#", "method")) == len(scores)  # all are in the table
 
 
 def test_bad_input_is_one_line_and_leaves_the_old_page(tmp_path: Path, monkeypatch) -> None:
