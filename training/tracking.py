@@ -105,7 +105,8 @@ class Tracking:
 
     def step(self, line: Mapping, seconds: float) -> None:
         values = {name: line[name] for name in ("loss", "lr", "grad_norm") if line[name] is not None}
-        values["tokens_per_second"] = line["tokens"] / seconds
+        if seconds > 0:  # a clock may be coarser than a step
+            values["tokens_per_second"] = line["tokens"] / seconds
         self._log({f"step/{name}": value for name, value in values.items()}, line["step"])
 
     def epoch(self, line: Mapping) -> None:
