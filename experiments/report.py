@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.blocks import Block, Cell, Commands, Heading, Paragraph, Table, markdown, page
-from experiments.sections import Comparison
-from experiments.plots import check_installed
 from experiments.listing import LeftOut, Run, read_runs
+from experiments.plots import check_installed
+from experiments.sections import Comparison
 from minibert.errors import InputError
 from training.cli import Parser
 from training.exit import run_command

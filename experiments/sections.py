@@ -7,8 +7,8 @@ from statistics import mean
 
 from experiments.blocks import Block, Cell, Commands, Figures, Heading, Paragraph, Row, Table
 from experiments.confusion import confusion, dev_labels
-from experiments.plots import Line, curves, pareto
 from experiments.listing import Run
+from experiments.plots import Line, curves, pareto
 from experiments.summary import by_setting, shown, spread, trained_share
 from lora.methods import METHODS
 from minibert.errors import InputError

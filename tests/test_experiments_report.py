@@ -18,9 +18,9 @@ from written_runs import write_run
 
 import train
 from experiments.blocks import plain
+from experiments.listing import read_runs
 from experiments.plots import Line, best, far_below
 from experiments.report import main
-from experiments.runs import read_runs
 from training.cli import parse
 from training.config import from_dict
 
