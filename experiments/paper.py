@@ -1,0 +1,226 @@
+"""The study's tables, run again: `python -m experiments.paper --table 1`, its values beside ours.
+
+`--scale full` is the study's own size: bert-base-uncased, its epochs. `--scale small` is for a laptop: the
+default model, fewer steps; what that leaves out is printed with the table. `--recipe study` sets what the
+study set where the table itself does not say (adapter dropout .1, alpha 16, a Siamese head on u and v),
+`--recipe ours` this project's defaults. A table that was stopped goes on where it was.
+
+The verdict is on d, our dev score less the study's: `reproduced` if |d| is within 1.96 standard errors,
+beyond them `beaten` or `behind`. The standard error is that of two dev sets, √(se² + se'²), with se² =
+p(1 - p)/n of an accuracy and (1 - r²)²/(n - 1) of a correlation; how seeds differ stands beside the score.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+from experiments.cells import Cell
+from experiments.tables import OVERALL, TABLES, TASK_NAMES, Row, Table
+from lora.methods import METHODS
+from minibert.errors import InputError
+from tasks import TASKS
+from training.cli import Parser
+from training.config import Config, check
+from training.exit import run_command
+
+DEV_ROWS = {"sst": 1101, "qqp": 40429, "sts": 863}  # of the study
+SMALL_STEPS = {"sst": 534, "sts": 378, "qqp": 438}  # two passes over SST and STS, 14,000 of Quora's pairs
+CLOSE = 1.96  # standard errors
+TEST = "test"  # the scores on the test set: those of table 8's best
+SMALL = (
+    "Small cuts the study's size: {model} instead of bert-base-uncased, seeds {seeds}, at most {steps} "
+    "steps (of several tasks the most of them each). MiniLM has seen Quora's duplicates before: its Quora "
+    "and STS scores do not compare with bert-base's."
+)
+
+
+def config_of(row: Row, scale: str, recipe: str, **changes) -> Config:
+    """The run of a row; `changes` are settings that the caller decides.
+
+    Raises:
+        InputError: if the settings are in conflict.
+    """
+    names = str(row.settings["task"]).split("+")
+    settings: dict[str, object] = {"model": "bert-base-uncased"} if scale == "full" else {}
+    if recipe == "study":
+        if METHODS[str(row.settings["method"])].layer:
+            settings |= {"alpha": 16.0, "lora_dropout": 0.1}
+        if row.settings.get("pair") == "siamese":
+            settings["features"] = "uv"
+    settings |= row.settings
+    if scale == "small":
+        settings.pop("epochs", None)
+        settings["max_steps"] = len(names) * max(SMALL_STEPS[name] for name in names)
+    return check(Config(**settings | changes))
+
+
+def cells_of(table: Table, scale: str, recipe: str, seeds: Sequence[int], **changes) -> list[list[Cell]]:
+    """For each row of a table its runs, a seed each."""
+    cells = []
+    for row in table.rows:
+        name = re.sub(r"\W+", "-", "-".join(row.label)).lower()
+        configs = [config_of(row, scale, recipe, seed=seed, **changes) for seed in seeds]
+        cells.append([Cell(f"{name}-seed{one.seed}", told(one), one) for one in configs])
+    return cells
+
+
+def told(config: Config) -> dict[str, object]:
+    """What the command line of a run says."""
+    from training.cli import chosen
+
+    return chosen(config)
+
+
+def standard_error(task: str, score: float, rows: int) -> float:
+    """Of a score over `rows` dev examples."""
+    if TASKS[task].is_classification:
+        return math.sqrt(score * (1 - score) / rows)
+    return (1 - score**2) / math.sqrt(rows - 1)
+
+
+def verdict(task: str, study: float, ours: float, rows: int) -> str:
+    error = math.hypot(standard_error(task, study, DEV_ROWS[task]), standard_error(task, ours, rows))
+    if abs(ours - study) <= CLOSE * error:
+        return "reproduced"
+    return "beaten" if ours > study else "behind"
+
+
+def of_task(result: Mapping, split: str, task: str) -> float:
+    value = result[split]
+    return value[task] if isinstance(value, Mapping) else value
+
+
+def lines(table: Table, results: Sequence[Sequence[Mapping]]) -> list[tuple[str, ...]]:
+    """A line for each task of each row that has finished runs; `results` are each row's."""
+    from experiments.runs import duration
+    from experiments.summary import spread
+
+    found = []
+    for row, runs in zip(table.rows, results, strict=True):
+        if not runs:
+            continue
+        several = len(row.dev) > 1
+        for task, study in row.dev.items():
+            dev = [of_task(run, "dev", task) for run in runs]
+            train = [of_task(run, "train", task) for run in runs]
+            seconds = mean(run["train_seconds"] for run in runs)
+            memory = max(run["memory_above_start_mib"] for run in runs) / 1024
+            found.append(
+                (
+                    *row.label,
+                    TASK_NAMES[task] if several else "",
+                    f"{study:.4f}",
+                    spread(dev),
+                    verdict(task, study, mean(dev), runs[0]["rows"][task]["dev"]),
+                    f"{row.train[task]:.4f}" if task in row.train else "",
+                    spread(train),
+                    f"{row.loss:g}" if row.loss else "",
+                    f"{mean(run['loss'] for run in runs):.3f}" if row.loss else "",
+                    duration(row.seconds) if row.seconds else "",
+                    duration(seconds),
+                    f"{row.gib:.2f}" if row.gib else "",
+                    f"{memory:.2f}",
+                )
+            )
+    return found
+
+
+def columns(table: Table) -> tuple[str, ...]:
+    pairs = ("dev", "train", "loss", "time", "GiB")
+    titles = [title for name in pairs for title in (f"study's {name}", f"our {name}")]
+    return (*table.columns, "of", *titles[:2], "verdict", *titles[2:])
+
+
+def read_results(cells: Sequence[Sequence[Cell]], out: Path) -> list[list[dict]]:
+    """Of each row's finished runs the result, with the training loss of the best epoch."""
+    import json
+
+    from minibert.files import read_json
+
+    results = []
+    for row in cells:
+        results.append([])
+        for cell in row:
+            if (path := out / cell.name / "result.json").is_file():
+                result = read_json(path)
+                epochs = (out / cell.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                result["loss"] = json.loads(epochs[result["best_epoch"] - 1])["loss"]
+                results[-1].append(result)
+    return results
+
+
+def overall(table: Table, results: Sequence[Sequence[Mapping]]) -> str:
+    """(SST accuracy + Quora accuracy + (1 + STS Pearson)/2)/3, of dev: the test labels are not published."""
+    best = {
+        str(row.settings["task"]): mean(run["dev"] for run in runs)
+        for row, runs in zip(table.rows, results, strict=True)
+        if runs
+    }
+    if set(best) != set(TASK_NAMES):
+        return ""
+    score = (best["sst"] + best["qqp"] + (1 + best["sts"]) / 2) / 3
+    return (
+        f"Overall {score:.3f} on dev; the study's {OVERALL:.3f} is on test, whose labels are not published: "
+        "predictions-test.csv of each run has ours."
+    )
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m experiments.paper", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--table", required=True, choices=[*TABLES, TEST], metavar="{1-8,test}")
+    parser.add_argument("--scale", choices=("small", "full"), default="small", help="the runs' size (small)")
+    parser.add_argument("--recipe", choices=("study", "ours"), default="study", help="other settings (study)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each (0)")
+    parser.add_argument("--data", default="cs224n", help="cs224n (downloaded), or a folder with its files")
+    parser.add_argument("--model", help="another encoder than the scale's")
+    parser.add_argument("--max-steps", type=int, help="end each run after so many steps")
+    parser.add_argument("--out", type=Path, help="the runs' folder [runs/table-N-SCALE-RECIPE]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    return parser
+
+
+def main() -> int:
+    given = build_parser().parse_args()
+    if given.jobs < 1:
+        raise InputError(f"--jobs: expected at least 1, got {given.jobs}")
+    if len(set(given.seeds)) < len(given.seeds):
+        raise InputError(f"--seeds: expected each once, got {' '.join(map(str, given.seeds))}")
+    table = TABLES[given.table] if given.table != TEST else TABLES["8"].best()
+    changes = {name: getattr(given, name) for name in ("data", "model", "max_steps")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    cells = cells_of(table, given.scale, given.recipe, given.seeds, **changes)
+    out = given.out or Path("runs") / f"table-{given.table}-{given.scale}-{given.recipe}"
+    from experiments.runs import run_cells
+    from experiments.summary import markdown
+    from minibert.files import write_text
+
+    stopped, failed = run_cells([cell for row in cells for cell in row], out, given.jobs, say)
+    results = read_results(cells, out)
+    text = f"Table {given.table}: {table.title}. Recipe: {given.recipe}.\n\n"
+    text += markdown(lines(table, results), columns(table)) + "\n"
+    remarks = [table.note.capitalize() + "." if table.note else ""]
+    if given.scale == "small":
+        steps = ", ".join(f"{given.max_steps or n} of {TASK_NAMES[task]}" for task, n in SMALL_STEPS.items())
+        model = given.model or Config.model
+        remarks.append(SMALL.format(model=model, seeds=" ".join(map(str, given.seeds)), steps=steps))
+    if given.table == TEST:
+        remarks.append(overall(table, results))
+    text += "".join(f"\n{remark}\n" for remark in remarks if remark)
+    write_text(text, out / "table.md")
+    say(text)
+    for name, error in failed.items():
+        print(f"error: {name}: {error}", file=sys.stderr)
+    if stopped:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 128 + stopped
+    return 1 if failed else 0
+
+
+say = partial(print, flush=True)
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
