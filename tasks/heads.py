@@ -6,6 +6,8 @@ Letters: S sequences, B examples, H hidden size, F features, C outputs.
 import torch
 from torch import Tensor, nn
 
+from tasks.base import Task
+
 
 def _uv(u: Tensor, v: Tensor) -> list[Tensor]:
     """The study's features. A linear head on them is w₁·u + w₂·v: a sum that cannot compare."""
@@ -22,14 +24,26 @@ def _uv_difference_product(u: Tensor, v: Tensor) -> list[Tensor]:
     return [u, v, (u - v).abs(), u * v]
 
 
-# How two sides of a Siamese pair are compared: number of H-sized parts, and the parts.
-FEATURES = {"uv": (2, _uv), "uv-diff": (3, _uv_difference), "uv-diff-prod": (4, _uv_difference_product)}
+def _cosine(u: Tensor, v: Tensor) -> list[Tensor]:
+    """cos(u, v) = u·v / (‖u‖‖v‖) alone, [B, 1] (Reimers & Gurevych 2019): the comparison is not learned."""
+    u, v = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-8) for x in (u, v))
+    return [(u * v).sum(dim=1, keepdim=True)]
+
+
+# How two sides of a Siamese pair are compared: H -> F, and the parts of the features.
+FEATURES = {
+    "uv": (lambda h: 2 * h, _uv),
+    "uv-diff": (lambda h: 3 * h, _uv_difference),
+    "uv-diff-prod": (lambda h: 4 * h, _uv_difference_product),
+    "cosine": (lambda h: 1, _cosine),
+}
 
 
 class Head(nn.Module):
     """The study's task adaptor: hidden layers of dropout -> linear -> ReLU, then dropout -> linear.
 
-    With `features` the sequences are pairs, left sides then right sides, compared as FEATURES says.
+    With `features` the sequences are pairs, left sides then right sides, compared as FEATURES says. Of a
+    cosine nothing is dropped: it is the only number there is.
     """
 
     def __init__(
@@ -42,7 +56,8 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.features = features
-        width = hidden_size * (FEATURES[features][0] if features else 1)
+        width = FEATURES[features][0](hidden_size) if features else hidden_size
+        dropout = 0.0 if features == "cosine" else dropout
         self.hidden = nn.ModuleList()
         for _ in range(hidden_layers):
             self.hidden.append(nn.Sequential(nn.Dropout(dropout), nn.Linear(width, hidden_size), nn.ReLU()))
@@ -59,3 +74,14 @@ class Head(nn.Module):
         for layer in self.hidden:
             x = layer(x)  # [B, H]
         return self.output(self.dropout(x))  # [B, C]
+
+    @torch.no_grad()
+    def start_at_cosine(self, task: Task) -> None:
+        """Begin with the cosine as the answer: low + (high - low) · cos for a score in [low, high].
+
+        Of two classes the second is the likelier above a cosine of .75, its log-odds 10 · (cos - .75).
+        """
+        low, high = task.label_range
+        slope, at_zero = ([-5.0, 5.0], [3.75, -3.75]) if task.is_classification else ([high - low], [low])
+        self.output.weight.copy_(torch.tensor(slope)[:, None])
+        self.output.bias.copy_(torch.tensor(at_zero))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 from tasks import TASKS
-from tasks.losses import LOSSES, cross_entropy, mean_squared_error
+from tasks.losses import COSENT_SCALE, LOSSES, cosent, cross_entropy, mean_squared_error, pearson
 
 FP64 = tolerance(torch.float64)
 
@@ -43,6 +43,49 @@ def test_mean_squared_error_is_torchs_in_value_and_gradient(batch, scale, seed):
     ours = value_and_gradient(mean_squared_error, logits, labels)
     theirs = value_and_gradient(lambda x, y: F.mse_loss(x, y[:, None]), logits, labels)
     torch.testing.assert_close(ours, theirs, **FP64)
+
+
+def scores_and_labels(batch: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels have ties, as those of STS do."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.rand(batch, 1, dtype=torch.float64, generator=rng)
+    return logits, torch.randint(0, 6, (batch,), generator=rng).double()
+
+
+@given(batch=st.integers(3, 40), seed=st.integers(0, 2**31))
+def test_pearson_is_one_less_the_correlation_in_value_and_gradient(batch, seed):
+    logits, labels = scores_and_labels(batch, seed)
+    labels[:2] = torch.tensor([0.0, 5.0])  # or there is no correlation
+    ours = value_and_gradient(pearson, logits, labels)
+    both = lambda x, y: 1 - torch.corrcoef(torch.stack([x.squeeze(1), y]))[0, 1]  # noqa: E731
+    torch.testing.assert_close(ours, value_and_gradient(both, logits, labels), **FP64)
+    assert float(pearson(3 * logits + 7, labels)) == pytest.approx(float(ours[0]))
+
+
+@given(batch=st.integers(1, 12), seed=st.integers(0, 2**31))
+def test_cosent_is_the_published_sum_over_pairs_in_value_and_gradient(batch, seed):
+    logits, labels = scores_and_labels(batch, seed)
+
+    def pair_by_pair(logits, labels):
+        total = torch.ones((), dtype=torch.float64)
+        for i in range(batch):
+            for j in range(batch):
+                if labels[i] > labels[j]:
+                    total = total + (COSENT_SCALE * (logits[j, 0] - logits[i, 0])).exp()
+        return total.log() + 0 * logits.sum()
+
+    ours = value_and_gradient(cosent, logits, labels)
+    torch.testing.assert_close(ours, value_and_gradient(pair_by_pair, logits, labels), **FP64)
+
+
+@pytest.mark.parametrize("loss", [pearson, cosent])
+@pytest.mark.parametrize(
+    ("scores", "labels"), [([2.0], [3.0]), ([1.0, 4.0], [2.0, 2.0]), ([3.0, 3.0], [1.0, 5.0])]
+)
+def test_what_cannot_be_ordered_or_correlated_gives_no_nan(loss, scores, labels):
+    value, gradient = value_and_gradient(loss, torch.tensor(scores)[:, None], torch.tensor(labels))
+    assert value.isfinite()
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("sign", [-1, 1])

@@ -180,14 +180,17 @@ def build_model(config: Config, folder: Path) -> TaskModel:
 
 
 @torch.no_grad()
-def start_at_mean_label(model: TaskModel, train: Mapping[str, Dataset]) -> None:
-    """A score's head starts with the mean of its labels as bias.
+def start_heads(model: TaskModel, train: Mapping[str, Dataset]) -> None:
+    """A score's head starts with the mean of its labels as bias, one on a cosine with the cosine.
 
     Otherwise the first steps go into finding it, and the adapters' first directions with them.
     """
     for name, data in train.items():
-        if not data.task.is_classification:
-            model.heads[name].output.bias.fill_(float(data.labels.mean()))
+        head = model.heads[name]
+        if head.features == "cosine":
+            head.start_at_cosine(data.task)
+        elif not data.task.is_classification:
+            head.output.bias.fill_(float(data.labels.mean()))
 
 
 def cast_frozen(bert: Bert) -> None:

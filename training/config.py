@@ -13,8 +13,8 @@ from training.per_task import check_numbers, numbers
 
 PAIRS = ("concat", "siamese")
 POOLINGS = ("cls", "pooler", "mean")
-FEATURES = ("uv", "uv-diff", "uv-diff-prod")
-LOSSES = ("cross-entropy", "mse")
+FEATURES = ("uv", "uv-diff", "uv-diff-prod", "cosine")
+LOSSES = ("cross-entropy", "mse", "pearson", "cosent")
 SCHEDULES = ("linear", "cosine", "constant")
 # How several tasks share the steps, as the temperature T of `tasks.mixture`; None: --temperature says it.
 SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
@@ -206,9 +206,12 @@ def _check_conflicts(config: Config) -> None:
         except ValueError as error:
             raise InputError(f"{flag(name)}: {error}") from None
     _check_tasks(config)
-    if config.loss is not None and any(config.loss != task.loss for task in config.tasks):
-        wanted = ", ".join(f"{task.loss} for {task.name}" for task in config.tasks)
+    fitting = {task.name: LOSSES[:1] if task.is_classification else LOSSES[1:] for task in config.tasks}
+    if config.loss is not None and any(config.loss not in losses for losses in fitting.values()):
+        wanted = ", ".join(f"{' or '.join(losses)} for {name}" for name, losses in fitting.items())
         raise InputError(f"--loss: expected {wanted}; got {config.loss}")
+    if config.features == "cosine" and config.hidden_layers:
+        raise InputError("--hidden-layers: a cosine is a single number; use other --features")
     if config.precision == "fp16" and config.device == "cpu":
         raise InputError("--precision fp16: expected a GPU; a CPU has fp32 and bf16")
 

@@ -113,7 +113,7 @@ class Trainer:
 
     def loss(self, task: str, batch: Batch) -> Tensor:
         logits = self.model(task, batch)  # [B, C]
-        return LOSSES[self.plan.datasets[task].task.loss](logits, batch.labels)
+        return LOSSES[self.config.loss or self.plan.datasets[task].task.loss](logits, batch.labels)
 
     def step(self) -> dict:
         """One optimiser step; its line of steps.jsonl.

@@ -22,7 +22,7 @@ from training.build import (
     build_tokenizer,
     complete,
     read_splits,
-    start_at_mean_label,
+    start_heads,
 )
 from training.checkpoint import FILE as CHECKPOINT
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -76,7 +76,7 @@ class Run:
                 if rows.get(split):
                     by_task[task.name] = build_dataset(config, task, rows[split], tokenizer)
         model = build_model(config, self.base)
-        start_at_mean_label(model, self.data["train"])
+        start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device)
 
     def facts(self) -> dict[str, int]:
