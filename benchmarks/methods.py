@@ -7,10 +7,7 @@ Memory: each method trains in a process of its own; `memory_above_start_mib` of 
 """
 
 import argparse
-import csv
-import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 
+from benchmarks.tables import check_least, check_out, table, write_csv
+from benchmarks.turns import ROOT
 from minibert.errors import InputError
 from training.cli import Parser, parse
 from training.exit import run_command
 
-ROOT = Path(__file__).parents[1]
 VARIANTS = {
     "full": ("--method", "full"),
     "frozen": ("--method", "frozen"),
@@ -104,11 +102,6 @@ def ratios(times: Mapping[str, Sequence[float]], peaks: Mapping[str, float]) -> 
     return lines
 
 
-def table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
 def parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our own flags, and those of train.py that hold for every variant.
 
@@ -125,26 +118,19 @@ def parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--out", type=Path, help="also write the table there, as CSV")
     given, others = parser.parse_known_args(arguments)
-    for name, value in (("--steps", given.steps), ("--memory-steps", given.memory_steps)):
-        if value < 2:
-            raise InputError(f"{name}: expected at least 2, got {value}")
-    if given.out and not os.access(given.out.absolute().parent, os.W_OK):
-        raise InputError(f"--out: expected a file in a folder that can be written, got {given.out}")
+    check_least(steps=(given.steps, 2), memory_steps=(given.memory_steps, 2))
+    check_out(given.out)
     parse(others)
     return given, others
 
 
 def main() -> int:
     given, others = parse_flags(sys.argv[1:])
-    from minibert.files import write_text
-
     peaks = memory(others, given.variants, given.memory_steps)
     lines = [COLUMNS, *ratios(step_times(others, given.variants, given.steps), peaks)]
     print(table(lines))
     if given.out:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        write_text(text.getvalue(), given.out)
+        write_csv(lines, given.out)
     return 0
 
 

@@ -1,0 +1,64 @@
+"""The machine that is measured: what it is, and how fast it multiplies matrices.
+
+`python -m benchmarks.machine` prints the rates of one product, x Wᵀ of 1900 tokens with the first matrix of
+all-MiniLM-L6-v2's feed-forward layers: what a training step could reach if it were nothing else.
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+SHAPE = (1900, 384, 1536)  # M, K, N
+REPEATS = 40  # products are short; the fastest is what the machine can do
+# Of /proc/cpuinfo's flags those that matrix products depend on.
+TELLING = re.compile(r"avx|amx|fma$|f16c$|asimd|bf16|sve|i8mm")
+
+
+def describe(threads: int) -> dict[str, object]:
+    """CPU, cores, threads, flags, versions. Imports no torch."""
+    return {
+        "cpu": cpu_fact("model name") or platform.processor() or platform.machine(),
+        "cores": cores(),
+        "threads": threads,
+        "flags": sorted(flag for flag in cpu_fact("flags").split() if TELLING.search(flag)),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
+
+
+def cpu_fact(name: str) -> str:
+    """What /proc/cpuinfo says of the first CPU; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(rf"^{name}\s*: (.*)$", path.read_text() if path.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def product_rates() -> dict[str, float]:
+    """FLOPs a second of x Wᵀ by dtype: 2 M K N over the shortest of some repeats."""
+    import torch
+
+    rows, inputs, outputs = SHAPE
+    rates = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        x, weight = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
+        seconds = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            seconds.append(time.perf_counter() - started)
+        rates[name] = 2 * rows * inputs * outputs / min(seconds)
+    return rates
+
+
+if __name__ == "__main__":
+    json.dump(product_rates(), sys.stdout)

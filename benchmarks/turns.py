@@ -1,0 +1,99 @@
+"""Measurements taken in turn, each by a process of its own, and kept: a stopped benchmark goes on.
+
+What else the machine does hits neighbours alike, so two are compared within a round and never across.
+Imports no torch.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from minibert.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+Round = Mapping[str, dict]  # what was measured, by name
+
+
+class Log:
+    """A file of lines: the settings and the machine first, then round, name and what came out, as JSON.
+
+    Raises:
+        InputError: if the file holds another benchmark, or none.
+    """
+
+    def __init__(self, path: Path | None, about: Mapping[str, object]):
+        self.path, self.about = path, json.loads(json.dumps(about))
+        self.measured: dict[tuple[int, str], dict] = {}
+        if path and path.exists():
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            before, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            self.measured = {(one["round"], one["name"]): one["measured"] for one in lines}
+            differing = [name for name in self.about | before if self.about.get(name) != before.get(name)]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: expected the log of a benchmark, got something else") from None
+        if differing:
+            name = differing[0]
+            now, then = self.about.get(name), before.get(name)
+            raise InputError(
+                f"{path}: was measured with {name} {then!r}, now it is {now!r}; use another --out"
+            )
+
+    def add(self, turn: int, name: str, measured: dict) -> None:
+        self.measured[turn, name] = measured
+        if self.path:
+            from minibert.files import write_text
+
+            lines = [self.about]
+            lines += [{"round": i, "name": n, "measured": one} for (i, n), one in self.measured.items()]
+            write_text("".join(json.dumps(line) + "\n" for line in lines), self.path)
+
+
+def take_turns(measures: Mapping[str, Callable[[int], dict]], rounds: int, log: Log) -> list[Round]:
+    """What each of `measures`, called with the round, gives in each; whose turn is first rotates.
+
+    What the log has already is not measured again.
+    """
+    names = list(measures)
+    for i in range(rounds):
+        shift = i % len(names)
+        for name in (*names[shift:], *names[:shift]):
+            if (i, name) not in log.measured:
+                print(f"round {i + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+                log.add(i, name, measures[name](i))
+    return [{name: log.measured[i, name] for name in names} for i in range(rounds)]
+
+
+def paired(rounds: Sequence[Round], name: str, against: str, key: str) -> list[float]:
+    """The ratio of two in each round."""
+    return [one[name][key] / one[against][key] for one in rounds]
+
+
+def run(command: Sequence[str], threads: int) -> str:
+    """What a program of this project says on stdout, run by this Python with so many threads.
+
+    Raises:
+        InputError: if it fails, with its last line.
+    """
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    # `run_command` sets it for our programs; what is compared with them keeps PyTorch's own default.
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if ended.returncode:
+        how = signal.Signals(-ended.returncode).name if ended.returncode < 0 else f"exit {ended.returncode}"
+        last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise InputError(f"{' '.join(command[:2])}: {last.removeprefix('error: ')} ({how})")
+    return ended.stdout
+
+
+def run_json(command: Sequence[str], threads: int) -> dict:
+    """The JSON object in the last line of what a program says."""
+    return json.loads(run(command, threads).splitlines()[-1])
