@@ -1,0 +1,33 @@
+"""Checkpoint folders to measure with: a BERT of any shape, its weights random, its vocabulary MiniLM's."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minibert.hub import resolve
+from minibert.model import Bert, BertConfig
+from minibert.weights import read_config, save_bert
+
+VOCABULARY = "all-MiniLM-L6-v2"  # its tokenizer is BERT's uncased one
+
+
+def write_random_model(folder: Path, config: BertConfig, seed: int = 0) -> Path:
+    """What is measured does not depend on the weights' values, so a shape needs no download."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        bert = Bert(config, with_pooler=False)
+        for parameter in bert.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+    save_bert(bert, folder)
+    shutil.copyfile(resolve(VOCABULARY) / "tokenizer.json", folder / "tokenizer.json")
+    return folder
+
+
+def product_weights(folder: Path) -> int:
+    """The encoder's weights that a token is multiplied with: L (4 H² + 2 H I), without attention's scores."""
+    config = read_config(folder)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return config.num_hidden_layers * (4 * hidden**2 + 2 * hidden * inner)

@@ -1,0 +1,105 @@
+"""What the processes of benchmarks.train_speed said, as a table and a plot. Imports no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks.tables import with_range
+from benchmarks.turns import Round, paired
+from lora.methods import METHODS
+from minibert.errors import InputError
+
+OURS, RATES = "ours", "matrix products"
+# Each variant: which program, and what sets it apart. None: for methods without adapters there is no such.
+VARIANTS = {
+    OURS: ("ours",),
+    "ours, adapters' dropout .1": ("ours", "--lora-dropout", "0.1"),
+    "peer, default": ("peer", "--settings", "default"),
+    "peer, best": ("peer", "--settings", "best"),
+}
+# FLOPs for each weight and token: forward 2, for the input's gradient 2, and for the weight's another 2.
+FLOPS = {"lora": 4, "dora": 4, "full": 6}
+COLUMNS = (
+    "method",
+    "variant",
+    "precision",
+    "s/epoch",
+    "tokens/s",
+    "ratio",
+    "peak MiB above start",
+    "dev",
+    "of bf16",
+    "of fp32",
+)
+
+
+def variants_of(method: str) -> list[str]:
+    return [
+        name for name, words in VARIANTS.items() if METHODS[method].layer or "--lora-dropout" not in words
+    ]
+
+
+def check_alike(rounds: Sequence[Round], method: str) -> None:
+    """Raises InputError unless all variants trained as many parameters on as many tokens."""
+    for one in rounds:
+        ours = one[f"{method}: {OURS}"]
+        for name in variants_of(method):
+            for key in ("tokens", "trainable_parameters"):
+                did = one[f"{method}: {name}"][key]
+                if did != ours[key]:
+                    raise InputError(f"{method}: {name}: expected our {key}, {ours[key]}, got {did}")
+
+
+def share_of_limit(one: Round, method: str, name: str, weights: int, dtype: str) -> float:
+    """The least seconds for the encoder's products at the rate measured in this round / the seconds taken."""
+    did = one[f"{method}: {name}"]
+    return FLOPS[method] * weights * did["tokens_per_second"] / one[RATES][dtype]
+
+
+def rows(rounds: Sequence[Round], methods: Sequence[str], weights: int) -> list[tuple[str, ...]]:
+    """A line for each method and variant."""
+    lines = []
+    for method in methods:
+        check_alike(rounds, method)
+        for name in variants_of(method):
+            told = [one[f"{method}: {name}"] for one in rounds]
+            ratio = paired(rounds, f"{method}: {name}", f"{method}: {OURS}", "epoch_seconds")
+            shares = [
+                f"{median(share_of_limit(one, method, name, weights, dtype) for one in rounds):.1%}"
+                for dtype in ("bf16", "fp32")
+            ]
+            lines.append(
+                (
+                    method,
+                    name,
+                    told[0]["precision"],
+                    with_range([one["epoch_seconds"] for one in told], 2),
+                    f"{median(one['tokens_per_second'] for one in told):.0f}",
+                    with_range(ratio),
+                    f"{median(one['memory_above_start_mib'] for one in told):.0f}",
+                    with_range([one["dev"] for one in told], 4),
+                    *shares,
+                )
+            )
+    return lines
+
+
+def plot(rounds: Sequence[Round], methods: Sequence[str], path: Path) -> None:
+    """Real tokens a second, a bar for each variant of each method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(VARIANTS)
+    for place, name in enumerate(VARIANTS):
+        having = [method for method in methods if name in variants_of(method)]
+        rates = [[one[f"{method}: {name}"]["tokens_per_second"] for one in rounds] for method in having]
+        middles = [median(rate) for rate in rates]
+        ends = [[m - min(r) for m, r in zip(middles, rates, strict=True)]]
+        ends += [[max(r) - m for m, r in zip(middles, rates, strict=True)]]
+        places = [methods.index(method) + place * width for method in having]
+        axes.bar(places, middles, width, yerr=ends, label=name)
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(methods))], methods)
+    axes.set_ylabel("real tokens a second")
+    axes.legend()
+    figure.savefig(path, format="png", dpi=150)
