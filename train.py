@@ -21,7 +21,7 @@ def main() -> int:
         print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
     folder.check_free(given.resume)
-    return Run(config).train(folder, given.resume, given.track)
+    return Run(config).train(folder, given.resume, given.track, given.profile)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def build_parser() -> Parser:
     )
     watch = {"nargs": "+", "choices": TRACKERS, "metavar": "TRACKER", "default": ()}
     parser.add_argument("--track", **watch, help=f"also log the run to {' or '.join(TRACKERS)}, or both")
+    about = "say where the time of so many steps went, in the run's profile.txt and trace.json"
+    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=about)
     parser.add_argument(
         "--overfit-batch",
         action="store_true",
@@ -71,7 +73,7 @@ def _shown(default: object) -> str:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The config, and what is no part of it: out, resume, track, overfit_batch.
+    """The config, and what is no part of it: out, resume, track, profile, overfit_batch.
 
     Raises:
         InputError: for a flag or a value that makes no sense.
@@ -86,6 +88,10 @@ def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         raise InputError("--overfit-batch: writes nothing, so it goes without --out")
     if given.overfit_batch and given.track:
         raise InputError("--overfit-batch: shows its loss itself, so it goes without --track")
+    if given.overfit_batch and given.profile:
+        raise InputError("--overfit-batch: has no folder for a profile, so it goes without --profile")
+    if given.profile < 0:
+        raise InputError(f"--profile: expected a number of steps, got {given.profile}")
     return config, given
 
 

@@ -31,6 +31,7 @@ from training.evaluate import predict
 from training.loop import Interrupted, Trainer, TrainingError, best_per_task, single
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
+from training.profiling import StepProfile
 from training.report import Bar, closing_table, header
 from training.run_folder import (
     RunFolder,
@@ -87,10 +88,15 @@ class Run:
             "total_parameters": sum(n for n, _ in counts),
         }
 
-    def train(self, folder: RunFolder, resume: bool, track: Sequence[str] = ()) -> int:
-        """Train to the end, or until a signal, watched by the trackers in `track`; the exit code."""
+    def train(self, folder: RunFolder, resume: bool, track: Sequence[str] = (), profiled: int = 0) -> int:
+        """Train to the end, or until a signal, watched by the trackers in `track`; the exit code.
+
+        The time of `profiled` steps is looked at.
+        """
+        trainer = self.trainer
+        profiling = StepProfile(profiled, trainer.model, folder.path, trainer.total_steps)
         best = self._begin(folder, resume)
-        trainer, progress = self.trainer, self.trainer.progress
+        progress = trainer.progress
         trainer.best_weights = best
         print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
         bar = Bar(trainer.total_steps, progress.step)
@@ -99,6 +105,7 @@ class Run:
         def on_step(line: dict) -> None:
             append_line(line, folder.steps)
             tracking.step(line, trainer.step_seconds)
+            profiling.step(trainer.epoch_ended)
             bar.step(line, progress.tokens / progress.train_seconds)
 
         def on_epoch(line: dict) -> None:
@@ -109,7 +116,7 @@ class Run:
             bar.epoch(line)
 
         try:
-            with closing(bar), tracking:
+            with closing(bar), tracking, profiling:
                 scored = {"dev": self.data["dev"], "train": self.data["sample"]}
                 trainer.run(scored, bar.encoded, on_step, on_epoch)
         except Interrupted as stop:

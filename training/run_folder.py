@@ -2,6 +2,7 @@
 
 config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
 adapter/ (LoRA methods; see adapter_folder.py) or model/ (full)  head.safetensors  checkpoint/
+profile.txt  trace.json (--profile)
 adapter-TASK/ (--best per-task)
 """
 
