@@ -4,9 +4,15 @@ Letters: S sequences, B examples, H hidden size, F features, C outputs.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.base import Task
+
+
+def cosine(u: Tensor, v: Tensor) -> Tensor:
+    """u·v / (‖u‖ ‖v‖) of each row, [B]; 0 where a vector is 0."""
+    return (F.normalize(u, eps=1e-8) * F.normalize(v, eps=1e-8)).sum(dim=1)
 
 
 def _uv(u: Tensor, v: Tensor) -> list[Tensor]:
@@ -25,9 +31,8 @@ def _uv_difference_product(u: Tensor, v: Tensor) -> list[Tensor]:
 
 
 def _cosine(u: Tensor, v: Tensor) -> list[Tensor]:
-    """cos(u, v) = u·v / (‖u‖‖v‖) alone, [B, 1] (Reimers & Gurevych 2019): the comparison is not learned."""
-    u, v = (x / x.norm(dim=1, keepdim=True).clamp(min=1e-8) for x in (u, v))
-    return [(u * v).sum(dim=1, keepdim=True)]
+    """cos(u, v) alone, [B, 1] (Reimers & Gurevych 2019, section 3): the comparison is not learned."""
+    return [cosine(u, v).unsqueeze(1)]
 
 
 # How two sides of a Siamese pair are compared: H -> F, and the parts of the features.

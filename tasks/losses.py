@@ -1,7 +1,13 @@
-"""Losses, by hand: logits [B, C] and labels [B] -> a scalar, the mean over the batch."""
+"""Losses, by hand: of logits [B, C], or of the two sides u, v [B, H] of pairs -> a scalar for the batch.
+
+Letters: B examples, C outputs, H hidden size, S sequences.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tasks.heads import cosine
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -39,4 +45,47 @@ def cosent(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([terms, terms.new_zeros(1)]).logsumexp(dim=0)
 
 
+def cosine_error(u: Tensor, v: Tensor, labels: Tensor) -> Tensor:
+    """(cos(u, v) - label)², the mean (Reimers & Gurevych 2019, section 3, the regression objective)."""
+    return (cosine(u, v) - labels).square().mean()
+
+
+MARGIN = 0.5  # of a cosine distance, as in sentence-transformers
+
+
+def contrastive(u: Tensor, v: Tensor, labels: Tensor) -> Tensor:
+    """½ y d² + ½ (1 - y) max(0, m - d)², the mean, with d = 1 - cos(u, v) and m = ½.
+
+    Hadsell et al. 2006, eq. 4 (whose Y is 1 - y): pairs with y = 1 are pulled together, others apart until
+    their distance is m.
+    """
+    distance = 1 - cosine(u, v)  # [B]
+    together, apart = distance.square(), (MARGIN - distance).clamp(min=0).square()
+    return (labels * together + (1 - labels) * apart).mean() / 2
+
+
+TEMPERATURE = 0.05  # τ
+POSITIVE = 0.8  # of labels in [0, 1]: duplicates, and scores of 4 or more of 5
+
+
+def simcse(u: Tensor, v: Tensor, labels: Tensor) -> Tensor:
+    """-log(exp(cos(uᵢ, vᵢ)/τ) / Σⱼ exp(cos(uᵢ, vⱼ)/τ)), the mean over pairs i that say the same; τ = 0.05.
+
+    Gao et al. 2021, eq. 5 without its hard negatives: the right sides of all the batch's other pairs are the
+    negatives. A pair says the same if its label is at least 0.8; a batch without such a pair has a loss of 0.
+    """
+    similarities = F.normalize(u, eps=1e-8) @ F.normalize(v, eps=1e-8).T / TEMPERATURE  # [B, B]
+    losses = similarities.logsumexp(dim=1) - similarities.diagonal()  # [B]
+    positive = labels >= POSITIVE
+    return losses[positive].sum() / positive.sum().clamp(min=1)
+
+
+def simcse_unsupervised(u: Tensor, v: Tensor) -> Tensor:
+    """The same of S sentences: u and v [S, H] are what two draws of dropout make of them (eq. 4)."""
+    return simcse(u, v, u.new_ones(len(u)))
+
+
+# Of logits [B, C] and labels [B].
 LOSSES = {"cross-entropy": cross_entropy, "mse": mean_squared_error, "pearson": pearson, "cosent": cosent}
+# Of u, v [B, H] and labels [B] in [0, 1].
+SIDE_LOSSES = {"cosine": cosine_error, "contrastive": contrastive, "simcse": simcse}

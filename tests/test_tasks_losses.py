@@ -8,7 +8,20 @@ from hypothesis import strategies as st
 from tolerances import tolerance
 
 from tasks import TASKS
-from tasks.losses import COSENT_SCALE, LOSSES, cosent, cross_entropy, mean_squared_error, pearson
+from tasks.losses import (
+    COSENT_SCALE,
+    LOSSES,
+    SIDE_LOSSES,
+    contrastive,
+    cosent,
+    cosine_error,
+    cross_entropy,
+    mean_squared_error,
+    pearson,
+    simcse,
+    simcse_unsupervised,
+)
+from training import pairs
 
 FP64 = tolerance(torch.float64)
 
@@ -86,6 +99,114 @@ def test_what_cannot_be_ordered_or_correlated_gives_no_nan(loss, scores, labels)
     value, gradient = value_and_gradient(loss, torch.tensor(scores)[:, None], torch.tensor(labels))
     assert value.isfinite()
     assert gradient.isfinite().all()
+
+
+# Of the two sides of pairs
+
+
+def sides(batch: int, hidden: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """u, v [B, H], from nearly equal to nearly opposite."""
+    rng = torch.Generator().manual_seed(seed)
+    u = torch.randn(batch, hidden, dtype=torch.float64, generator=rng)
+    noise = torch.randn(batch, hidden, dtype=torch.float64, generator=rng)
+    mix = 2 * torch.rand(batch, 1, dtype=torch.float64, generator=rng) - 1
+    return 3 * u, mix * u + 0.3 * noise
+
+
+def value_and_gradients(loss, u: torch.Tensor, v: torch.Tensor, *labels) -> tuple[torch.Tensor, ...]:
+    u, v = u.clone().requires_grad_(), v.clone().requires_grad_()
+    value = loss(u, v, *labels)
+    assert value.shape == ()
+    return value.detach(), *torch.autograd.grad(value, (u, v))
+
+
+SIZES = {"batch": st.integers(1, 12), "hidden": st.sampled_from([2, 7, 16]), "seed": st.integers(0, 2**31)}
+
+
+@given(**SIZES)
+def test_the_cosine_loss_is_the_squared_error_of_torchs_cosine(batch, hidden, seed):
+    u, v = sides(batch, hidden, seed)
+    labels = torch.linspace(0, 1, batch, dtype=torch.float64)
+    ours = value_and_gradients(cosine_error, u, v, labels)
+    theirs = value_and_gradients(lambda u, v, y: F.mse_loss(F.cosine_similarity(u, v), y), u, v, labels)
+    torch.testing.assert_close(ours, theirs, **FP64)
+
+
+@given(**SIZES)
+def test_contrastive_is_the_published_loss_pair_by_pair(batch, hidden, seed):
+    u, v = sides(batch, hidden, seed)
+    labels = (torch.arange(batch) % 2).double()
+
+    def pair_by_pair(u, v, labels):
+        total = 0 * (u.sum() + v.sum())
+        for a, b, same in zip(u, v, labels.tolist(), strict=True):
+            distance = 1 - (a @ b) / ((a @ a).sqrt() * (b @ b).sqrt())
+            if same:
+                total = total + distance**2 / 2
+            elif distance < 0.5:
+                total = total + (0.5 - distance) ** 2 / 2
+        return total / len(u)
+
+    ours = value_and_gradients(contrastive, u, v, labels)
+    torch.testing.assert_close(ours, value_and_gradients(pair_by_pair, u, v, labels), **FP64)
+
+
+@given(**SIZES)
+def test_simcse_is_torchs_cross_entropy_over_the_right_sides_of_the_batch(batch, hidden, seed):
+    u, v = sides(batch, hidden, seed)
+    labels = torch.linspace(0, 1, batch, dtype=torch.float64)
+    labels[0] = 0.8  # one at least says the same
+
+    def theirs(u, v, labels):
+        similarities = F.cosine_similarity(u[:, None], v[None], dim=2) / 0.05  # [B, B]
+        same = [i for i, label in enumerate(labels.tolist()) if label >= 0.8]
+        return F.cross_entropy(similarities[same], torch.tensor(same))
+
+    ours = value_and_gradients(simcse, u, v, labels)
+    torch.testing.assert_close(ours, value_and_gradients(theirs, u, v, labels), **FP64)
+
+
+@given(**SIZES)
+def test_unsupervised_simcse_is_torchs_cross_entropy_over_the_second_views(batch, hidden, seed):
+    u, v = sides(batch, hidden, seed)
+
+    def theirs(u, v):
+        similarities = F.cosine_similarity(u[:, None], v[None], dim=2) / 0.05
+        return F.cross_entropy(similarities, torch.arange(batch))
+
+    ours = value_and_gradients(simcse_unsupervised, u, v)
+    torch.testing.assert_close(ours, value_and_gradients(theirs, u, v), **FP64)
+
+
+def test_a_batch_in_which_no_pair_says_the_same_moves_nothing_in_simcse():
+    u, v = sides(5, 7, 0)
+    value, *gradients = value_and_gradients(simcse, u, v, torch.full((5,), 0.79))
+    assert value == 0
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("loss", SIDE_LOSSES.values(), ids=SIDE_LOSSES)
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e15])
+def test_no_length_of_a_vector_makes_a_loss_of_two_sides_or_its_gradient_infinite(loss, scale):
+    u, v = (scale * side.float() for side in sides(4, 7, 0))
+    for tensor in value_and_gradients(loss, u, v, torch.tensor([0.0, 1.0, 0.0, 1.0])):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(("distance", "moves"), [(0.49, True), (0.51, False)])
+def test_a_pair_that_differs_is_pushed_apart_up_to_the_margin(distance: float, moves: bool):
+    cosine = 1 - distance
+    u = torch.tensor([[1.0, 0.0]])
+    v = torch.tensor([[cosine, (1 - cosine**2) ** 0.5]])
+    value, gradient, _ = value_and_gradients(contrastive, u, v, torch.zeros(1))
+    assert (value > 0) == moves
+    assert bool(gradient.any()) == moves
+
+
+def test_the_command_line_knows_every_loss_and_no_other():
+    names = {*LOSSES, *SIDE_LOSSES, "simcse-unsup"}
+    assert set(pairs.LOSSES) == names
+    assert set(pairs.SIDE_LOSSES) == names - set(LOSSES)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])

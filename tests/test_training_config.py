@@ -17,6 +17,7 @@ from lora.methods import METHODS
 from minibert.errors import InputError
 from training.cli import build_parser, chosen, command_of, parse
 from training.config import Config, check, from_dict, to_dict
+from training.pairs import SIDE_LOSSES
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,6 +107,40 @@ REFUSED = {
     "--pooling: expected one of": ["--pooling", "max"],
     "--loss: expected mse or pearson or cosent for sts; got": ["--loss", "cross-entropy"],
     "--features: only a Siamese head": ["--features", "uv"],
+    "--loss: cosine compares two vectors; add --pair siamese --features cosine": ["--loss", "cosine"],
+    "--loss: simcse compares two vectors": ["--loss", "simcse", "--pair", "siamese", "--features", "uv-diff"],
+    "--loss: expected mse or pearson or cosent or cosine or simcse or simcse-unsup for sts; got": [
+        "--loss",
+        "contrastive",
+        "--pair",
+        "siamese",
+    ],
+    "--loss: expected cross-entropy or cosine or contrastive or simcse or simcse-unsup for qqp; got mse": [
+        "--loss",
+        "mse",
+        "--pair",
+        "siamese",
+        "--features",
+        "cosine",
+        "--task",
+        "qqp",
+    ],
+    "--loss: expected cross-entropy for sst, mse or": [
+        "--loss",
+        "cosine",
+        "--pair",
+        "siamese",
+        "--task",
+        "sst+sts",
+    ],
+    "--loss simcse: trains the encoder alone": [
+        "--loss",
+        "simcse",
+        "--pair",
+        "siamese",
+        "--method",
+        "frozen",
+    ],
     "--hidden-layers: a cosine is": ["--features", "cosine", "--pair", "siamese", "--hidden-layers", "1"],
     "--loss: expected mse or pearson or cosent for sts, cross-entropy for sst": [
         "--task",
@@ -256,7 +291,12 @@ def configs(draw: st.DrawFn) -> Config:
     if method != "frozen":
         some["encoder_dropout"] = draw(st.none() | share)
     if tasks != ["sst"] and draw(st.booleans()):
-        some |= {"pair": "siamese", "features": draw(st.sampled_from(["uv", "uv-diff", "uv-diff-prod"]))}
+        features = draw(st.sampled_from([None, "uv", "uv-diff", "uv-diff-prod", "cosine"]))
+        some |= {"pair": "siamese", "features": features}
+    if tasks == ["sts"]:
+        trains = method != "frozen" and some.get("features") == "cosine"
+        losses = ["mse", "pearson", "cosent", *(SIDE_LOSSES if trains else ())]
+        some["loss"] = draw(st.none() | st.sampled_from(losses).filter(lambda name: name != "contrastive"))
     return check(Config(**some))
 
 

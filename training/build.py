@@ -91,12 +91,18 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
         find_adapted(config, bert)
     if bert.type_vocab_size < 2 and config.pair == "concat" and any(task.is_pair for task in config.tasks):
         raise InputError("--pair concat: the model tells no second sentence from the first; use siamese")
-    dropout = 0.0 if config.method == "frozen" else bert.hidden_dropout_prob
+    dropout = config.encoder_dropout
+    if dropout is None:
+        dropout = 0.0 if config.method == "frozen" else bert.hidden_dropout_prob
+    if config.loss == "simcse-unsup" and not (dropout or config.lora_dropout):
+        raise InputError(
+            "--loss simcse-unsup: its two views are by dropout; expected --encoder-dropout above 0"
+        )
     rows = max(len(one.train) for one in splits.values()) if splits else 0
     return replace(
         config,
         pooling=config.pooling or default_pooling(config.model, folder),
-        encoder_dropout=dropout if config.encoder_dropout is None else config.encoder_dropout,
+        encoder_dropout=dropout,
         epochs=config.epochs or (2 if rows > MANY_ROWS else 10),
     )
 

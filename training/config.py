@@ -9,12 +9,11 @@ from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
 from tasks.base import Task
+from training.pairs import FEATURES, LOSSES, SIDE_LOSSES, check_loss, default_features
 from training.per_task import check_numbers, numbers
 
 PAIRS = ("concat", "siamese")
 POOLINGS = ("cls", "pooler", "mean")
-FEATURES = ("uv", "uv-diff", "uv-diff-prod", "cosine")
-LOSSES = ("cross-entropy", "mse", "pearson", "cosent")
 SCHEDULES = ("linear", "cosine", "constant")
 # How several tasks share the steps, as the temperature T of `tasks.mixture`; None: --temperature says it.
 SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
@@ -38,7 +37,11 @@ class Config:
     task: str = setting("sts", f"one of {', '.join(TASKS)}, or several joined by +: one encoder, a head each")
     method: str = setting("rslora", "what trains in the encoder", tuple(METHODS))
     pair: str = setting("concat", "a pair as one sequence, or each side on its own", PAIRS)
-    features: str = setting("uv-diff-prod", "how a Siamese head compares its two vectors", FEATURES)
+    features: str | None = setting(
+        None,
+        "how a Siamese head compares two vectors [cosine for scores, uv-diff-prod for classes]",
+        FEATURES,
+    )
     model: str = setting(
         "all-MiniLM-L6-v2", "a known name, org/name@revision on the Hugging Face hub, or a folder"
     )
@@ -47,7 +50,7 @@ class Config:
     )
     max_length: int = setting(256, "tokens of a sequence; what is longer is cut")
     pooling: str | None = setting(None, "hidden states -> vector [mean for MiniLM, cls for others]", POOLINGS)
-    loss: str | None = setting(None, "training loss [the task's own]", LOSSES)
+    loss: str | None = setting(None, "training loss: docs/siamese.md [the task's own]", LOSSES)
     rank: int = setting(8, "r of the adapters")
     alpha: float | None = setting(
         None, "alpha of the adapters [2r; rslora 2 sqrt(r): an effective scale of 2]"
@@ -147,6 +150,8 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
             raise InputError(f"{flag(name)}: expected {wanted}, got {value}")
+    features = default_features(config.pair, config.tasks, config.loss, config.hidden_layers)
+    config = replace(config, features=config.features or features)
     _check_conflicts(config)
     method = METHODS[config.method]
     return replace(
@@ -192,7 +197,7 @@ def _check_conflicts(config: Config) -> None:
     method, default = METHODS[config.method], {one.name: one.default for one in fields(Config)}
     if config.pair == "siamese" and not any(task.is_pair for task in config.tasks):
         raise InputError(f"--pair siamese: expected a task of sentence pairs, got --task {config.task}")
-    if config.features != default["features"] and config.pair != "siamese":
+    if config.features != "uv-diff-prod" and config.pair != "siamese":
         raise InputError("--features: only a Siamese head compares two vectors; add --pair siamese")
     if config.method == "frozen" and config.encoder_dropout:
         raise InputError("--encoder-dropout: the frozen encoder runs without dropout")
@@ -206,14 +211,24 @@ def _check_conflicts(config: Config) -> None:
         except ValueError as error:
             raise InputError(f"{flag(name)}: {error}") from None
     _check_tasks(config)
-    fitting = {task.name: LOSSES[:1] if task.is_classification else LOSSES[1:] for task in config.tasks}
-    if config.loss is not None and any(config.loss not in losses for losses in fitting.values()):
-        wanted = ", ".join(f"{' or '.join(losses)} for {name}" for name, losses in fitting.items())
-        raise InputError(f"--loss: expected {wanted}; got {config.loss}")
-    if config.features == "cosine" and config.hidden_layers:
-        raise InputError("--hidden-layers: a cosine is a single number; use other --features")
+    _check_pairs(config)
     if config.precision == "fp16" and config.device == "cpu":
         raise InputError("--precision fp16: expected a GPU; a CPU has fp32 and bf16")
+
+
+def _check_pairs(config: Config) -> None:
+    compared = [(task, config.features if config.siamese(task) else None) for task in config.tasks]
+    if config.features == "cosine" and config.hidden_layers:
+        raise InputError("--hidden-layers: a cosine is a single number; use other --features")
+    for task, features in compared:
+        if features == "cosine" and task.num_outputs > 2:
+            raise InputError(f"--features cosine: expected a score or two classes, got --task {task.name}")
+    if config.loss in SIDE_LOSSES and config.method == "frozen":
+        raise InputError(f"--loss {config.loss}: trains the encoder alone, which --method frozen does not")
+    try:
+        check_loss(config.loss, compared)
+    except ValueError as error:
+        raise InputError(f"--loss: {error}") from None
 
 
 def _check_tasks(config: Config) -> None:

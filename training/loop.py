@@ -11,9 +11,9 @@ from torch import Tensor
 
 from kernels.dropout import install_dropout
 from tasks.data import Batch, Dataset
-from tasks.losses import LOSSES
 from tasks.mixture import Mixture
 from tasks.model import TaskModel
+from tasks.objective import objective
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.evaluate import encode_once, predict, score
@@ -112,8 +112,8 @@ class Trainer:
                 started = time.perf_counter()
 
     def loss(self, task: str, batch: Batch) -> Tensor:
-        logits = self.model(task, batch)  # [B, C]
-        return LOSSES[self.config.loss or self.plan.datasets[task].task.loss](logits, batch.labels)
+        one = self.plan.datasets[task].task
+        return objective(self.model, one, self.config.loss or one.loss, batch)
 
     def step(self) -> dict:
         """One optimiser step; its line of steps.jsonl.
