@@ -29,7 +29,14 @@ MAY_IMPORT = {
     "predict": {"training", "tasks", "lora", "kernels", "minibert"},
 }
 # Modules that are run: each may import what predict.py may, and nothing imports it.
-SCRIPTS = {"lora.verify", "lora.merge", "kernels.audit", "kernels.bench", "kernels.roofline"}
+SCRIPTS = {
+    "lora.verify",
+    "lora.merge",
+    "kernels.audit",
+    "kernels.bench",
+    "kernels.roofline",
+    "training.embed",
+}
 # Formats whose reader runs code, and ways to run text as code.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "imp"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
@@ -196,6 +203,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "experiments.evaluate"], 2),
         (["-m", "experiments.report", "--help"], 0),
         (["-m", "experiments.report", "nowhere", "--out", "page.txt"], 2),
+        (["-m", "training.embed", "--help"], 0),
+        (["-m", "training.embed", "run", "--input", "a", "--output", "b.pt"], 2),
         (["-m", "kernels.audit", "--help"], 0),
         (["-m", "kernels.audit", "nope"], 2),
         (["-m", "experiments.grid", "--help"], 0),

@@ -1,0 +1,57 @@
+"""A vector for each line of a file: `python -m training.embed RUN --input FILE --output vectors.npy`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minibert.errors import InputError
+from training.cli import Parser
+from training.exit import run_command
+
+SUFFIXES = (".npy", ".safetensors")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises InputError for an output of another kind."""
+    parser = Parser(
+        prog="python -m training.embed", description="A vector for each line of a file.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder that train.py wrote, its adapter/, or a model's name or folder"
+    )
+    parser.add_argument("--input", type=Path, required=True, help="a text file, a text in each line")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the vectors [lines, H] in fp32: .npy, or .safetensors"
+    )
+    parser.add_argument("--normalize", action="store_true", help="each to length 1")
+    given = parser.parse_args(arguments)
+    if given.output.suffix not in SUFFIXES:
+        raise InputError(f"--output: expected {' or '.join(SUFFIXES)}, got {given.output.name!r}")
+    return given
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8, got other bytes ({error.reason})") from None
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def main() -> int:
+    given = parse(sys.argv[1:])
+    texts = read_lines(given.input)
+    # Imported here, not above: usage errors and --help answer without waiting for torch.
+    from training.embedding import Encoder, write_vectors
+
+    vectors = Encoder.load(given.run).encode(texts, given.normalize)
+    write_vectors(vectors, given.output)
+    print(f"{given.output}: {len(vectors)} vectors of {vectors.shape[1]} numbers")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
