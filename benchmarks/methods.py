@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 
-from benchmarks.tables import check_least, check_out, table, write_csv
+from benchmarks.flags import check_least, check_out
+from benchmarks.tables import table, write_csv
 from benchmarks.turns import ROOT
 from minibert.errors import InputError
 from training.cli import Parser, parse

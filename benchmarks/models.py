@@ -17,7 +17,7 @@ def write_random_model(folder: Path, config: BertConfig, seed: int = 0) -> Path:
     """What is measured does not depend on the weights' values, so a shape needs no download."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        bert = Bert(config, with_pooler=False)
+        bert = Bert(config)
         for parameter in bert.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)

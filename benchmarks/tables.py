@@ -2,12 +2,11 @@
 
 import csv
 import io
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from minibert.errors import InputError
+MACHINE = ("cpu", "cores", "threads", "torch")  # of what benchmarks.machine says; the log has the rest
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
@@ -23,17 +22,14 @@ def write_csv(lines: Sequence[Sequence[str]], path: Path) -> None:
     write_text(text.getvalue(), path)
 
 
-def check_out(path: Path | None, name: str = "--out") -> None:
-    """Before anything is measured: raises InputError if a file cannot be written there."""
-    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise InputError(f"{name}: expected a file in a folder that can be written, got {path}")
-
-
-def check_least(**numbers: tuple[int, int]) -> None:
-    """Each as flag=(value, least). Raises InputError, naming the flag, for a value that is too small."""
-    for name, (value, least) in numbers.items():
-        if value < least:
-            raise InputError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+def show(
+    columns: Sequence[str], lines: Sequence[Sequence[str]], machine: Mapping[str, object], out: Path | None
+) -> None:
+    """Print the table; with `out` write it there too, and in each line of it on which machine it was made."""
+    print(table([columns, *lines]))
+    if out:
+        facts = tuple(str(machine[name]) for name in MACHINE)
+        write_csv([(*columns, *MACHINE), *((*line, *facts) for line in lines)], out)
 
 
 def with_range(values: Sequence[float], digits: int = 3) -> str:

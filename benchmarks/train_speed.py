@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.machine import cores, describe
-from benchmarks.tables import check_least, check_out, table, write_csv
+from benchmarks.flags import add_common, check_common, check_data, check_least, check_out, log_beside
+from benchmarks.machine import describe
+from benchmarks.tables import show
 from benchmarks.train_results import COLUMNS, FLOPS, RATES, VARIANTS, plot, rows, variants_of
 from benchmarks.turns import Log, run, run_json, take_turns
 from lora.methods import METHODS
@@ -27,7 +28,6 @@ from training.cli import Parser
 from training.exit import run_command
 
 RANDOM_BASE = "bert-base-random"  # the shapes of bert-base, without a download
-MACHINE = ("cpu", "cores", "threads", "torch")  # in every row of the CSV; the log has the rest
 
 
 def ours(words: Sequence[str], threads: int) -> dict:
@@ -99,22 +99,18 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help=f"a name, a folder or {RANDOM_BASE}")
     parser.add_argument("--examples", type=int, help="the first so many training rows [all]")
     parser.add_argument("--epochs", type=int, default=1, help="of each process (1)")
-    parser.add_argument("--rounds", type=int, default=3, help="in each every variant has a turn (3)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=cores(), help="of both sides [all cores]")
-    parser.add_argument("--out", type=Path, help="write the table there, as CSV, and keep a log beside it")
+    add_common(parser)
     parser.add_argument("--plot", type=Path, help="draw the tokens a second there, as PNG (matplotlib)")
     given = parser.parse_args(arguments)
-    numbers = ("epochs", "rounds", "batch_size", "threads")
-    check_least(**{name: (getattr(given, name), 1) for name in numbers})
-    check_least(max_length=(given.max_length, 4))
-    if given.examples is not None:
-        check_least(examples=(given.examples, 2))
-    if given.data is not None and not given.data.is_dir():
-        raise InputError(f"--data: expected a folder, got {str(given.data)!r}")
-    check_out(given.out)
+    check_common(given)
+    check_data(given.data)
     check_out(given.plot, "--plot")
+    least = {"epochs": 1, "batch_size": 1, "max_length": 4} | (
+        {} if given.examples is None else {"examples": 2}
+    )
+    check_least(**{name: (getattr(given, name), number) for name, number in least.items()})
     return given
 
 
@@ -129,7 +125,7 @@ def main() -> int:
     asked = ("task", "methods", "model", "examples", "epochs", "batch_size", "max_length")
     source = (given.data or DEMO).absolute()
     about = {name: getattr(given, name) for name in asked} | {"data": source.name, "machine": machine}
-    log = Log(given.out.with_suffix(".jsonl") if given.out else None, about)
+    log = Log(log_beside(given.out), about)
     with tempfile.TemporaryDirectory() as kept:
         for name in ("model", "data"):
             (Path(kept) / name).mkdir()
@@ -140,11 +136,7 @@ def main() -> int:
         data = first_rows(source, TASKS[given.task].files, given.examples, Path(kept) / "data")
         rounds = take_turns(measures(given, str(model), data), given.rounds, log)
         weights = product_weights(model)
-    lines = rows(rounds, given.methods, weights)
-    print(table([COLUMNS, *lines]))
-    if given.out:
-        facts = tuple(str(machine[name]) for name in MACHINE)
-        write_csv([(*COLUMNS, *MACHINE), *((*line, *facts) for line in lines)], given.out)
+    show(COLUMNS, rows(rounds, given.methods, weights), machine, given.out)
     if given.plot:
         plot(rounds, given.methods, given.plot)
     return 0

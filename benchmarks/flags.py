@@ -1,0 +1,42 @@
+"""The flags that benchmarks share, and their checks. Imports no torch."""
+
+import argparse
+import os
+from pathlib import Path
+
+from benchmarks.machine import cores
+from minibert.errors import InputError
+
+
+def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"each has a turn in each ({rounds})")
+    parser.add_argument("--threads", type=int, default=cores(), help="of every process [all cores]")
+    parser.add_argument("--out", type=Path, help="write the table there, as CSV, and keep a log beside it")
+
+
+def check_common(given: argparse.Namespace) -> None:
+    check_least(rounds=(given.rounds, 1), threads=(given.threads, 1))
+    check_out(given.out)
+
+
+def check_data(path: Path | None) -> None:
+    if path is not None and not path.is_dir():
+        raise InputError(f"--data: expected a folder, got {str(path)!r}")
+
+
+def check_out(path: Path | None, name: str = "--out") -> None:
+    """Before anything is measured: raises InputError if a file cannot be written there."""
+    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise InputError(f"{name}: expected a file in a folder that can be written, got {path}")
+
+
+def check_least(**numbers: tuple[int, int]) -> None:
+    """Each as flag=(value, least). Raises InputError, naming the flag, for a value that is too small."""
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise InputError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+
+
+def log_beside(out: Path | None) -> Path | None:
+    """Where the measurements of FILE.csv are kept: FILE.jsonl."""
+    return out.with_suffix(".jsonl") if out else None
