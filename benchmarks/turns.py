@@ -75,17 +75,22 @@ def paired(rounds: Sequence[Round], name: str, against: str, key: str) -> list[f
     return [one[name][key] / one[against][key] for one in rounds]
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Of a process that is measured."""
+    ours = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    # `run_command` sets it for our programs; what is compared with them keeps PyTorch's own default.
+    ours.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    return ours
+
+
 def run(command: Sequence[str], threads: int) -> str:
     """What a program of this project says on stdout, run by this Python with so many threads.
 
     Raises:
         InputError: if it fails, with its last line.
     """
-    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
-    # `run_command` sets it for our programs; what is compared with them keeps PyTorch's own default.
-    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
     ended = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, *command], cwd=ROOT, env=environment(threads), capture_output=True, text=True
     )
     if ended.returncode:
         how = signal.Signals(-ended.returncode).name if ended.returncode < 0 else f"exit {ended.returncode}"
