@@ -17,6 +17,8 @@ def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
 def check_common(given: argparse.Namespace) -> None:
     check_least(rounds=(given.rounds, 1), threads=(given.threads, 1))
     check_out(given.out)
+    if given.out and given.out == log_beside(given.out):
+        raise InputError(f"--out: expected a name as FILE.csv, the log is {given.out}")
 
 
 def check_data(path: Path | None) -> None:
