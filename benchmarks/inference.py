@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from minibert.files import read_json, write_safetensors
 from minibert.model import Bert
@@ -22,10 +21,10 @@ from minibert.weights import load_bert
 from tasks import TASKS
 from tasks.base import Example
 from tasks.data import Dataset
-from tasks.model import TaskModel
 from training.build import build_heads, build_tokenizer, cast_frozen
 from training.config import Config, check
-from training.evaluate import MOST_EXAMPLES, MOST_TOKENS, predict
+from training.embedding import Encoder
+from training.evaluate import predict
 from training.export import read_back, write_model, write_pooling, write_tokenizer
 from training.precision import DTYPES
 
@@ -55,20 +54,10 @@ def write_folders(model: Path, folder: Path, max_length: int) -> None:
 
 
 def our_sentences(folder: Path, precision: str, max_length: int) -> Compute:
-    config = config_of("sentences", max_length)
-    bert = load_bert(folder).requires_grad_(False)
-    compute_in(bert, precision)
-    model, tokenizer = TaskModel(bert, "mean", {}).eval(), build_tokenizer(config, folder)
-
-    @torch.inference_mode()
-    def compute(texts: Texts) -> np.ndarray:
-        data = Dataset(TASKS["sst"], [Example("", (text,), None) for text in texts], tokenizer)
-        vectors = torch.empty(len(texts), bert.config.hidden_size)  # [S, H]
-        for indices, batch in data.in_order_of_length(MOST_EXAMPLES, MOST_TOKENS["cpu"]):
-            vectors[indices] = F.normalize(model.encode(batch))
-        return vectors.numpy()
-
-    return compute
+    encoder = Encoder.load(folder)
+    encoder.tokenizer.max_length = max_length
+    compute_in(encoder.model.requires_grad_(False).bert, precision)
+    return lambda texts: encoder.encode(texts, normalize=True)
 
 
 def our_pairs(folder: Path, precision: str, max_length: int) -> Compute:
