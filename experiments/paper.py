@@ -3,22 +3,26 @@
 `--scale full` is the study's own size: bert-base-uncased, its epochs. `--scale small` is for a laptop: the
 default model, fewer steps; what that leaves out is printed with the table. `--recipe study` sets what the
 study set where the table itself does not say (adapter dropout .1, alpha 16, a Siamese head on u and v),
-`--recipe ours` this project's defaults. A table that was stopped goes on where it was.
+`--recipe ours` this project's defaults. The tables of a scale and recipe share one folder: a run that two
+of them have is made once, and a table that was stopped goes on where it was.
 
 The verdict is on d, our dev score less the study's: `reproduced` if |d| is within 1.96 standard errors,
 beyond them `beaten` or `behind`. The standard error is that of two dev sets, √(se² + se'²), with se² =
 p(1 - p)/n of an accuracy and (1 - r²)²/(n - 1) of a correlation; how seeds differ stands beside the score.
+The gap is a row's score less that of the row which the table is about, of full fine-tuning for instance: a
+finding that another encoder can share. Its verdict is on our gap less the study's, with the standard errors
+of all four scores; as two runs share a dev set's examples, that is more than their difference errs.
 """
 
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from experiments.cells import Cell
+from experiments.cells import SETTINGS, Cell, cell_name
 from experiments.tables import OVERALL, TABLES, TASK_NAMES, Row, Table
 from lora.methods import METHODS
 from minibert.errors import InputError
@@ -30,6 +34,7 @@ from training.exit import run_command
 DEV_ROWS = {"sst": 1101, "qqp": 40429, "sts": 863}  # of the study
 SMALL_STEPS = {"sst": 534, "sts": 378, "qqp": 438}  # two passes over SST and STS, 14,000 of Quora's pairs
 CLOSE = 1.96  # standard errors
+COMMON = ("model", "data", "max_steps")
 TEST = "test"  # the scores on the test set: those of table 8's best
 SMALL = (
     "Small cuts the study's size: {model} instead of bert-base-uncased, seeds {seeds}, at most {steps} "
@@ -58,14 +63,20 @@ def config_of(row: Row, scale: str, recipe: str, **changes) -> Config:
     return check(Config(**settings | changes))
 
 
-def cells_of(table: Table, scale: str, recipe: str, seeds: Sequence[int], **changes) -> list[list[Cell]]:
-    """For each row of a table its runs, a seed each."""
-    cells = []
-    for row in table.rows:
-        name = re.sub(r"\W+", "-", "-".join(row.label)).lower()
-        configs = [config_of(row, scale, recipe, seed=seed, **changes) for seed in seeds]
-        cells.append([Cell(f"{name}-seed{one.seed}", told(one), one) for one in configs])
-    return cells
+def cells_of(
+    rows: Sequence[Row], scale: str, recipe: str, seeds: Sequence[int], **changes
+) -> list[list[Cell]]:
+    """For each row its runs, a seed each; rows of the same settings have the same."""
+    configs = [[config_of(row, scale, recipe, seed=seed, **changes) for seed in seeds] for row in rows]
+    return [[Cell(run_name(told(one)), told(one), one) for one in row] for row in configs]
+
+
+def run_name(given: Mapping[str, object]) -> str:
+    """What a run is told, but for what all runs of a folder have alike."""
+    parts = {"task": Config.task, "method": Config.method} | given
+    return cell_name(
+        parts | {"seed": given.get("seed", 0)}, [name for name in SETTINGS if name not in COMMON]
+    )
 
 
 def told(config: Config) -> dict[str, object]:
@@ -82,11 +93,11 @@ def standard_error(task: str, score: float, rows: int) -> float:
     return (1 - score**2) / math.sqrt(rows - 1)
 
 
-def verdict(task: str, study: float, ours: float, rows: int) -> str:
-    error = math.hypot(standard_error(task, study, DEV_ROWS[task]), standard_error(task, ours, rows))
-    if abs(ours - study) <= CLOSE * error:
+def verdict(difference: float, errors: Sequence[float]) -> str:
+    """On ours less the study's, which is made of scores with these standard errors."""
+    if abs(difference) <= CLOSE * math.hypot(*errors):
         return "reproduced"
-    return "beaten" if ours > study else "behind"
+    return "beaten" if difference > 0 else "behind"
 
 
 def of_task(result: Mapping, split: str, task: str) -> float:
@@ -94,49 +105,87 @@ def of_task(result: Mapping, split: str, task: str) -> float:
     return value[task] if isinstance(value, Mapping) else value
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A row's dev score of a task, the study's and ours, with their standard errors."""
+
+    study: float
+    ours: float
+    errors: tuple[float, float]
+
+
+def scored(row: Row, runs: Sequence[Mapping], task: str) -> Scored:
+    ours = mean(of_task(run, "dev", task) for run in runs)
+    errors = (
+        standard_error(task, row.dev[task], DEV_ROWS[task]),
+        standard_error(task, ours, runs[0]["rows"][task]["dev"]),
+    )
+    return Scored(row.dev[task], ours, errors)
+
+
+def gap(one: Scored, other: Scored | None) -> tuple[str, str, str]:
+    """The study's, ours, and the verdict; nothing for a row beside itself, or beside one without runs."""
+    if other is None or one == other:
+        return "", "", ""
+    study, ours = one.study - other.study, one.ours - other.ours
+    return f"{study:+.4f}", f"{ours:+.4f}", verdict(ours - study, one.errors + other.errors)
+
+
+def rows_of(table: Table) -> list[Row]:
+    """Those that need runs: its own, then those of other tables that it compares them with."""
+    return [*table.rows, *(row for row in table.references().values() if row not in table.rows)]
+
+
 def lines(table: Table, results: Sequence[Sequence[Mapping]]) -> list[tuple[str, ...]]:
-    """A line for each task of each row that has finished runs; `results` are each row's."""
+    """A line for each task of each row that has finished runs; `results` are those of each of `rows_of`."""
+    rows = rows_of(table)
+    beside = {
+        task: scored(row, runs, task)
+        for task, row in table.references().items()
+        if (runs := results[rows.index(row)])
+    }
+    return [
+        line(row, runs, task, beside.get(task))
+        for row, runs in zip(table.rows, results, strict=False)
+        if runs
+        for task in row.dev
+    ]
+
+
+def line(row: Row, runs: Sequence[Mapping], task: str, beside: Scored | None) -> tuple[str, ...]:
     from experiments.runs import duration
     from experiments.summary import spread
 
-    found = []
-    for row, runs in zip(table.rows, results, strict=True):
-        if not runs:
-            continue
-        several = len(row.dev) > 1
-        for task, study in row.dev.items():
-            dev = [of_task(run, "dev", task) for run in runs]
-            train = [of_task(run, "train", task) for run in runs]
-            seconds = mean(run["train_seconds"] for run in runs)
-            memory = max(run["memory_above_start_mib"] for run in runs) / 1024
-            found.append(
-                (
-                    *row.label,
-                    TASK_NAMES[task] if several else "",
-                    f"{study:.4f}",
-                    spread(dev),
-                    verdict(task, study, mean(dev), runs[0]["rows"][task]["dev"]),
-                    f"{row.train[task]:.4f}" if task in row.train else "",
-                    spread(train),
-                    f"{row.loss:g}" if row.loss else "",
-                    f"{mean(run['loss'] for run in runs):.3f}" if row.loss else "",
-                    duration(row.seconds) if row.seconds else "",
-                    duration(seconds),
-                    f"{row.gib:.2f}" if row.gib else "",
-                    f"{memory:.2f}",
-                )
-            )
-    return found
+    one = scored(row, runs, task)
+    memory = max(run["memory_above_start_mib"] for run in runs) / 1024
+    return (
+        *row.label,
+        TASK_NAMES[task] if len(row.dev) > 1 else "",
+        f"{one.study:.4f}",
+        spread([of_task(run, "dev", task) for run in runs]),
+        verdict(one.ours - one.study, one.errors),
+        *gap(one, beside),
+        f"{row.train[task]:.4f}" if task in row.train else "",
+        spread([of_task(run, "train", task) for run in runs]),
+        f"{row.loss:g}" if row.loss else "",
+        f"{mean(run['loss'] for run in runs):.3f}" if row.loss else "",
+        duration(row.seconds) if row.seconds else "",
+        duration(mean(run["train_seconds"] for run in runs)),
+        f"{row.gib:.2f}" if row.gib else "",
+        f"{memory:.2f}",
+    )
 
 
 def columns(table: Table) -> tuple[str, ...]:
-    pairs = ("dev", "train", "loss", "time", "GiB")
-    titles = [title for name in pairs for title in (f"study's {name}", f"our {name}")]
-    return (*table.columns, "of", *titles[:2], "verdict", *titles[2:])
+    def pair(name: str) -> tuple[str, str]:
+        return f"study's {name}", f"our {name}"
+
+    return (*table.columns, "of", *pair("dev"), "verdict", *pair("gap"), "gap's verdict", *pair("train"),
+            *pair("loss"), *pair("time"), *pair("GiB"))  # fmt: skip
 
 
 def read_results(cells: Sequence[Sequence[Cell]], out: Path) -> list[list[dict]]:
-    """Of each row's finished runs the result, with the training loss of the best epoch."""
+    """For each row its finished runs' results, with the training loss of the best epoch."""
     import json
 
     from minibert.files import read_json
@@ -157,7 +206,7 @@ def overall(table: Table, results: Sequence[Sequence[Mapping]]) -> str:
     """(SST accuracy + Quora accuracy + (1 + STS Pearson)/2)/3, of dev: the test labels are not published."""
     best = {
         str(row.settings["task"]): mean(run["dev"] for run in runs)
-        for row, runs in zip(table.rows, results, strict=True)
+        for row, runs in zip(table.rows, results, strict=False)
         if runs
     }
     if set(best) != set(TASK_NAMES):
@@ -178,7 +227,7 @@ def build_parser() -> Parser:
     parser.add_argument("--data", default="cs224n", help="cs224n (downloaded), or a folder with its files")
     parser.add_argument("--model", help="another encoder than the scale's")
     parser.add_argument("--max-steps", type=int, help="end each run after so many steps")
-    parser.add_argument("--out", type=Path, help="the runs' folder [runs/table-N-SCALE-RECIPE]")
+    parser.add_argument("--out", type=Path, help="the runs' folder [runs/paper-SCALE-RECIPE]")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     return parser
 
@@ -192,13 +241,14 @@ def main() -> int:
     table = TABLES[given.table] if given.table != TEST else TABLES["8"].best()
     changes = {name: getattr(given, name) for name in ("data", "model", "max_steps")}
     changes = {name: value for name, value in changes.items() if value is not None}
-    cells = cells_of(table, given.scale, given.recipe, given.seeds, **changes)
-    out = given.out or Path("runs") / f"table-{given.table}-{given.scale}-{given.recipe}"
+    cells = cells_of(rows_of(table), given.scale, given.recipe, given.seeds, **changes)
+    out = given.out or Path("runs") / f"paper-{given.scale}-{given.recipe}"
     from experiments.runs import run_cells
     from experiments.summary import markdown
     from minibert.files import write_text
 
-    stopped, failed = run_cells([cell for row in cells for cell in row], out, given.jobs, say)
+    each = {cell.name: cell for row in cells for cell in row}
+    stopped, failed = run_cells(list(each.values()), out, given.jobs, say)
     results = read_results(cells, out)
     text = f"Table {given.table}: {table.title}. Recipe: {given.recipe}.\n\n"
     text += markdown(lines(table, results), columns(table)) + "\n"
@@ -210,7 +260,7 @@ def main() -> int:
     if given.table == TEST:
         remarks.append(overall(table, results))
     text += "".join(f"\n{remark}\n" for remark in remarks if remark)
-    write_text(text, out / "table.md")
+    write_text(text, out / f"table-{given.table}.md")
     say(text)
     for name, error in failed.items():
         print(f"error: {name}: {error}", file=sys.stderr)

@@ -5,7 +5,7 @@ T4. Times are in seconds, memory in GiB of the GPU's peak. What a table leaves u
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 TASK_NAMES = {"sst": "SST", "qqp": "Quora", "sts": "STS"}
 
@@ -32,16 +32,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """A table of the study.
+
+    Attributes:
+        columns: titles of the rows' labels.
+        against: for each task the row, as (table, label), that its rows are compared with: what the study's
+            finding is about is how far they are apart, which another encoder may share.
+        note: what is to be said with it.
+    """
+
     title: str
-    columns: tuple[str, ...]  # of the labels
+    columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    against: Mapping[str, tuple[str, tuple[str, ...]]]
     note: str = ""
 
     def best(self) -> "Table":
-        """The rows that say so."""
-        return Table(
-            self.title, self.columns, tuple(row for row in self.rows if "best" in row.label), self.note
-        )
+        """The rows that say so, compared with none."""
+        return replace(self, rows=tuple(row for row in self.rows if "best" in row.label), against={})
+
+    def references(self) -> dict[str, Row]:
+        """For each task the row that `against` names."""
+        return {
+            task: next(row for row in TABLES[number].rows if row.label == label)
+            for task, (number, label) in self.against.items()
+        }
 
 
 def clock(text: str) -> float:
@@ -92,7 +107,7 @@ def together(tasks: str, dev: tuple[float, ...], train: tuple[float, ...], loss:
 
 def decays(task: str, lines: Mapping[float, str]) -> list[Row]:
     return [
-        one_task(task, (TASK_NAMES[task], f"{decay:g}"), told, method="full", weight_decay=decay)
+        one_task(task, (TASK_NAMES[task], f"{decay:g}"), told, method="full", weight_decay=float(decay))
         for decay, told in lines.items()
     ]
 
@@ -158,6 +173,11 @@ TABLES: dict[str, Table] = {
                 },
             ),
         ),
+        {
+            "sst": ("1", ("SST", "-", "full")),
+            "qqp": ("1", ("Quora", "concat", "full")),
+            "sts": ("1", ("STS", "concat", "full")),
+        },
         "the study gives neither alpha nor the adapters' learning rate: alpha is 16, the rate our default",
     ),
     "2": Table(
@@ -172,6 +192,7 @@ TABLES: dict[str, Table] = {
                 "query, key, value": ".4260 .4589 15:25 1.94",
             }.items()
         ),
+        {"sst": ("2", ("all",))},
     ),
     "3": Table(
         "rank (LoRA, SST)",
@@ -187,6 +208,7 @@ TABLES: dict[str, Table] = {
                 1: ".4550 .5056 16:46 2.61",
             }.items()
         ),
+        {"sst": ("3", ("8",))},
         "alpha is 16 at every rank in ours; the study does not say",
     ),
     "4": Table(
@@ -198,6 +220,11 @@ TABLES: dict[str, Table] = {
             together("sst+sts", (0.4523, 0.3623), (0.4698, 0.4483), 1.56, "5:04"),
             together("sst+qqp+sts", (0.4977, 0.7762, 0.3767), (0.9947, 0.7930, 0.9909), 1.485, "3:25:05"),
         ),
+        {  # each task alone
+            "sst": ("1", ("SST", "-", "full")),
+            "qqp": ("5", ("Quora", "siamese")),
+            "sts": ("5", ("STS", "siamese")),
+        },
         "the study's losses repeat those of its table 6, and SST + STS's time is as printed",
     ),
     "5": Table(
@@ -212,6 +239,7 @@ TABLES: dict[str, Table] = {
                 ("sts", "concat", ".8721 .9860 18:46"),
             )
         ),
+        {"qqp": ("5", ("Quora", "concat")), "sts": ("5", ("STS", "concat"))},
     ),
     "6": Table(
         "learning rate",
@@ -245,6 +273,7 @@ TABLES: dict[str, Table] = {
                 },
             ),
         ),
+        {"sst": ("6", ("SST", "0.003")), "qqp": ("6", ("Quora", "0.0003")), "sts": ("6", ("STS", "0.003"))},
         "the study does not state the method; its numbers are those of the frozen baselines of table 8",
     ),
     "7": Table(
@@ -254,6 +283,7 @@ TABLES: dict[str, Table] = {
             *decays("sst", {1: ".5241 .9346", 0.3: ".5223 .9568", 0.1: ".5268 .9484", 0.05: ".5204 .9428"}),
             *decays("sts", {4.5: ".8804 .9848", 4: ".8807 .9852", 3: ".8798 .9854", 1: ".8775 .9859"}),
         ),
+        {"sst": ("7", ("SST", "0.05")), "sts": ("7", ("STS", "1"))},
     ),
     "8": Table(
         "best and baseline",
@@ -266,6 +296,7 @@ TABLES: dict[str, Table] = {
             one_task("qqp", ("Quora", "best"), ".9004 .9789", method="full", epochs=4),
             one_task("qqp", ("Quora", "baseline"), ".6485 .6465", method="frozen", pair="siamese", lr=3e-4),
         ),
+        {"sst": ("8", ("SST", "best")), "qqp": ("8", ("Quora", "best")), "sts": ("8", ("STS", "best"))},
         "the study trained 10 epochs, yet names the 11th as STS's best",
     ),
 }

@@ -5,7 +5,19 @@ import math
 import pytest
 from small_runs import call
 
-from experiments.paper import cells_of, columns, config_of, lines, main, overall, standard_error, verdict
+from experiments.paper import (
+    Scored,
+    cells_of,
+    columns,
+    config_of,
+    gap,
+    lines,
+    main,
+    overall,
+    rows_of,
+    standard_error,
+    verdict,
+)
 from experiments.tables import TABLES, clock
 from training.cli import parse
 from training.config import METHODS
@@ -17,11 +29,20 @@ ROWS = [(number, row) for number, table in TABLES.items() for row in table.rows]
 @pytest.mark.parametrize("recipe", ["study", "ours"])
 def test_every_row_is_a_run_that_train_py_accepts(scale, recipe):
     for table in TABLES.values():
-        cells = [cell for row in cells_of(table, scale, recipe, [0, 1]) for cell in row]
+        cells = [cell for row in cells_of(rows_of(table), scale, recipe, [0, 1]) for cell in row]
         assert len({cell.name for cell in cells}) == len({cell.config for cell in cells}) == len(cells)
         for cell in cells:
             arguments = [str(word) for word in cell.command("folder")[1:]]
             assert parse(arguments)[0] == cell.config
+
+
+@pytest.mark.parametrize(("scale", "runs"), [("small", 52), ("full", 54)])
+@pytest.mark.parametrize("recipe", ["study", "ours"])
+def test_tables_share_the_runs_that_are_the_same_and_no_others(scale, runs, recipe):
+    cells = [cell for table in TABLES.values() for row in cells_of(rows_of(table), scale, recipe, [0])
+             for cell in row]  # fmt: skip
+    assert len(cells) == 62 + 3  # a table's rows, and those of others that table 4 is compared with
+    assert len({cell.name for cell in cells}) == len({cell.config for cell in cells}) == runs
 
 
 def test_the_scales_differ_in_model_and_length_and_the_recipes_in_what_the_table_leaves_open():
@@ -61,13 +82,30 @@ def test_a_standard_error_is_that_of_a_share_or_of_a_correlation():
     assert standard_error("sts", 0.8, 101) == pytest.approx(0.036)
 
 
-def test_a_verdict_goes_by_both_dev_sets_errors():
+def test_a_verdict_goes_by_the_errors_of_all_scores_in_it():
     # √2 · √(.25/1101) · 1.96 = .0418
-    assert verdict("sst", 0.5, 0.541, 1101) == "reproduced"
-    assert verdict("sst", 0.5, 0.543, 1101) == "beaten"
-    assert verdict("sst", 0.5, 0.457, 1101) == "behind"
-    assert verdict("sst", 0.5, 0.457, 50) == "reproduced"
-    assert verdict("sts", 0.33, 0.87, 863) == "beaten"
+    errors = [standard_error("sst", 0.5, 1101)] * 2
+    assert verdict(0.041, errors) == verdict(-0.041, errors) == "reproduced"
+    assert (verdict(0.043, errors), verdict(-0.043, errors)) == ("beaten", "behind")
+    assert verdict(0.043, errors * 2) == "reproduced"
+
+
+def test_a_gap_is_to_the_row_that_the_table_names():
+    low, high = 0.01, 0.02
+    full, lora = Scored(0.52, 0.48, (low, low)), Scored(0.45, 0.49, (low, low))
+    assert gap(lora, full) == ("-0.0700", "+0.0100", "beaten")  # .08 against 1.96 · .02
+    assert gap(Scored(0.45, 0.43, (high, low)), full) == ("-0.0700", "-0.0500", "reproduced")
+    assert gap(Scored(0.55, 0.43, (low, low)), full) == ("+0.0300", "-0.0500", "behind")
+    assert gap(full, full) == gap(lora, None) == ("", "", "")
+
+
+def test_every_table_names_rows_that_are_there_to_compare_with():
+    for table in TABLES.values():
+        assert {task for row in table.rows for task in row.dev} == set(table.references())
+    assert [row.label for row in rows_of(TABLES["4"])[4:]] == [
+        ("SST", "-", "full"), ("Quora", "siamese"), ("STS", "siamese"),
+    ]  # fmt: skip
+    assert rows_of(TABLES["1"]) == list(TABLES["1"].rows)
 
 
 def result(dev, train, **more):
@@ -80,9 +118,11 @@ def test_a_row_of_several_tasks_has_a_line_for_each_and_one_without_runs_has_non
     table = TABLES["4"]
     first = result({"qqp": 0.8, "sts": 0.6}, {"qqp": 0.9, "sts": 0.7})
     second = result({"qqp": 0.9, "sts": 0.8}, {"qqp": 0.9, "sts": 0.7}, loss=1.5)
-    quora, sts = (dict(zip(columns(table), line, strict=True))
-                  for line in lines(table, [[first, second], [], [], []]))  # fmt: skip
+    results = [[first, second], [], [], [], [], [], [result(0.7, 0.9)]]
+    quora, sts = (dict(zip(columns(table), line, strict=True)) for line in lines(table, results))
     assert (quora["of"], quora["our dev"], quora["study's dev"]) == ("Quora", "0.8500 ± 0.0707", "0.7841")
+    assert (quora["study's gap"], quora["our gap"]) == ("", "")  # Quora alone has not run
+    assert (sts["study's gap"], sts["our gap"], sts["gap's verdict"]) == ("+0.0547", "+0.0000", "reproduced")
     assert (sts["of"], sts["verdict"], sts["our loss"], sts["our GiB"]) == ("STS", "beaten", "1.000", "0.50")
 
 
@@ -110,7 +150,7 @@ def test_a_table_runs_says_its_cuts_and_goes_on_where_it_was(tiny, small_data, t
     # The tiny model is too small for rank 32: a row that fails is named, and the others are there.
     ended = call(main, *arguments)
     assert ended.code in (0, 1), ended.err
-    written = (tmp_path / "t" / "table.md").read_text()
+    written = (tmp_path / "t" / "table-3.md").read_text()
     assert written in ended.out
     assert "2 of SST" in written
     done = sorted(path.parent.name for path in (tmp_path / "t").glob("*/result.json"))
