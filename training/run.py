@@ -182,8 +182,8 @@ class Run:
         """
         config, progress = self.config, self.trainer.progress
         best = next(line for line in progress.history if line["epoch"] == progress.best_epoch)
-        peak = peak_memory_mib(self.device)
         start = self.memory_at_start if self.device.type == "cpu" else 0.0
+        peak = max(start, peak_memory_mib(self.device))  # Linux counts to within some pages a core
         return {
             "task": config.task,
             "method": config.method,
