@@ -14,26 +14,22 @@ finding that another encoder can share. Its verdict is on our gap less the study
 of all four scores; as two runs share a dev set's examples, that is more than their difference errs.
 """
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
 from experiments.cells import SETTINGS, Cell, cell_name
-from experiments.tables import OVERALL, TABLES, TASK_NAMES, Row, Table
+from experiments.tables import DEV_ROWS, OVERALL, TABLES, TASK_NAMES, Row, Table
+from experiments.verdicts import Scored, gap, standard_error, verdict
 from lora.methods import METHODS
 from minibert.errors import InputError
-from tasks import TASKS
 from training.cli import Parser
 from training.config import Config, check
 from training.exit import run_command
 
-DEV_ROWS = {"sst": 1101, "qqp": 40429, "sts": 863}  # of the study
 SMALL_STEPS = {"sst": 534, "sts": 378, "qqp": 438}  # two passes over SST and STS, 14,000 of Quora's pairs
-CLOSE = 1.96  # standard errors
 COMMON = ("model", "data", "max_steps")
 TEST = "test"  # the scores on the test set: those of table 8's best
 SMALL = (
@@ -86,32 +82,9 @@ def told(config: Config) -> dict[str, object]:
     return chosen(config)
 
 
-def standard_error(task: str, score: float, rows: int) -> float:
-    """Of a score over `rows` dev examples."""
-    if TASKS[task].is_classification:
-        return math.sqrt(score * (1 - score) / rows)
-    return (1 - score**2) / math.sqrt(rows - 1)
-
-
-def verdict(difference: float, errors: Sequence[float]) -> str:
-    """On ours less the study's, which is made of scores with these standard errors."""
-    if abs(difference) <= CLOSE * math.hypot(*errors):
-        return "reproduced"
-    return "beaten" if difference > 0 else "behind"
-
-
 def of_task(result: Mapping, split: str, task: str) -> float:
     value = result[split]
     return value[task] if isinstance(value, Mapping) else value
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A row's dev score of a task, the study's and ours, with their standard errors."""
-
-    study: float
-    ours: float
-    errors: tuple[float, float]
 
 
 def scored(row: Row, runs: Sequence[Mapping], task: str) -> Scored:
@@ -121,14 +94,6 @@ def scored(row: Row, runs: Sequence[Mapping], task: str) -> Scored:
         standard_error(task, ours, runs[0]["rows"][task]["dev"]),
     )
     return Scored(row.dev[task], ours, errors)
-
-
-def gap(one: Scored, other: Scored | None) -> tuple[str, str, str]:
-    """The study's, ours, and the verdict; nothing for a row beside itself, or beside one without runs."""
-    if other is None or one == other:
-        return "", "", ""
-    study, ours = one.study - other.study, one.ours - other.ours
-    return f"{study:+.4f}", f"{ours:+.4f}", verdict(ours - study, one.errors + other.errors)
 
 
 def rows_of(table: Table) -> list[Row]:

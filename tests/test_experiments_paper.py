@@ -6,19 +6,16 @@ import pytest
 from small_runs import call
 
 from experiments.paper import (
-    Scored,
     cells_of,
     columns,
     config_of,
-    gap,
     lines,
     main,
     overall,
     rows_of,
-    standard_error,
-    verdict,
 )
 from experiments.tables import TABLES, clock
+from experiments.verdicts import Scored, gap, standard_error, verdict
 from training.cli import parse
 from training.config import METHODS
 
