@@ -46,6 +46,7 @@ FLAGS = {
     "max_steps": (["--max-steps", "9"], 9),
     "best": (["--best", "per-task", "--task", "sst+sts"], "per-task"),
     "patience": (["--patience", "3"], 3),
+    "patience_of": (["--patience-of", "per-task", "--patience", "3", "--task", "sst+sts"], "per-task"),
     "batch_size": (["--batch-size", "5"], 5),
     "lr": (["--lr", "3e-4"], 3e-4),
     "weight_decay": (["--weight-decay", "0.1"], 0.1),
@@ -210,6 +211,18 @@ REFUSED = {
         "full",
     ],
     "--patience: expected a whole number of at least 1, got 0": ["--patience", "0"],
+    "--patience-of per-task: expected several tasks and --patience, got --task sst+sts, --patience None": [
+        "--patience-of",
+        "per-task",
+        "--task",
+        "sst+sts",
+    ],
+    "--patience-of per-task: expected several tasks and --patience, got --task sts, --patience 2": [
+        "--patience-of",
+        "per-task",
+        "--patience",
+        "2",
+    ],
     "--resume: expected --out": ["--resume"],
     "--overfit-batch: writes nothing": ["--overfit-batch", "--out", "x"],
     "unrecognized arguments: --learning-rate": ["--learning-rate", "1"],
@@ -383,12 +396,12 @@ def test_reading_a_config_changes_neither_the_dict_nor_the_config() -> None:
 
 
 OLD = ("rank_pattern", "sampling", "temperature", "task_lr", "loss_weight", "task_dropout", "best",
-       "patience")  # fmt: skip
+       "patience", "patience_of")  # fmt: skip
 
 
 def test_a_setting_that_older_runs_lack_has_its_default() -> None:
     several = {"task": "sst+sts", "sampling": "temperature", "temperature": 3.0}
-    several |= {"patience": 2, "best": "per-task"}
+    several |= {"patience": 2, "best": "per-task", "patience_of": "per-task"}
     each = dict.fromkeys(("task_lr", "loss_weight", "task_dropout"), ("sst=.1",))
     raw = to_dict(check(Config(rank_pattern=("query=2",), **several, **each)))
     for name in OLD:

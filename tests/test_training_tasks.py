@@ -88,7 +88,7 @@ def test_a_frozen_run_may_end_before_a_task_had_a_turn(tiny: Path, uneven: Path,
 
 ALL_OF_IT = {
     "task": "sst+sts", "sampling": "sqrt", "task_lr": "sts=.03", "loss_weight": "sst=.5",
-    "task_dropout": "sst=.5", "patience": 1, "epochs": 4,
+    "task_dropout": "sst=.5", "patience": 1, "patience_of": "per-task", "epochs": 4,
 }  # fmt: skip
 
 
@@ -217,6 +217,48 @@ def test_patience_ends_a_run_where_no_epoch_was_better_for_so_long(
         assert "is finished" in again.out
         ended_early += length < len(means)
     assert ended_early
+
+
+def test_a_task_rests_when_its_own_patience_ends_and_nothing_else_changes(
+    tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Frozen, so that the heads share nothing: each task trains as it would alone, as long as it does."""
+    changes = {"method": "frozen", "task": "sst+sts", "epochs": 6, "lr": 0.3, "schedule": "constant"}
+    rested = 0
+    for seed in range(3):
+        whole, patient = tmp_path / f"whole{seed}", tmp_path / f"patient{seed}"
+        assert call(train.main, *flags(tiny, small_data, out=whole, seed=seed, **changes)).code == 0
+        arguments = flags(
+            tiny, small_data, out=patient, seed=seed, patience=1, patience_of="per-task", **changes
+        )
+        assert call(train.main, *arguments).code == 0
+        history = lines_of(whole / "metrics.jsonl")
+        own = {task: [line["dev"][task] for line in history] for task in ("sst", "sts")}
+        length = {}  # epochs until one brought no new best
+        for task, scores in own.items():
+            worse = [i + 1 for i in range(1, len(scores)) if scores[i] <= max(scores[:i])]
+            length[task] = min([*worse, len(scores)])
+        turns = steps_by_epoch(whole)
+        expected = [
+            [line for line in epoch if number <= length[line["task"]]]
+            for number, epoch in enumerate(turns, start=1)
+        ]
+        told = [line for epoch in expected for line in epoch]
+        assert lines_of(patient / "steps.jsonl") == told
+        result = strict_json((patient / "result.json").read_text())
+        assert (result["steps"], result["epochs"]) == (len(told), max(length.values()))
+        for task, best in result["best_per_task"].items():
+            assert best["dev"] == max(own[task][: length[task]])
+        for line, steps in zip(lines_of(patient / "metrics.jsonl"), expected, strict=False):
+            assert line["loss"] == pytest.approx(statistics.fmean(step["loss"] for step in steps))
+        rested += length["sst"] != length["sts"]
+    assert rested
+
+
+def steps_by_epoch(run: Path) -> list[list[dict]]:
+    ends = [0, *(line["step"] for line in lines_of(run / "metrics.jsonl"))]
+    lines = lines_of(run / "steps.jsonl")
+    return [lines[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
 
 
 def test_one_task_has_no_mixture_to_tell(tiny: Path, small_data: Path) -> None:

@@ -22,7 +22,9 @@ FILE = "state.safetensors"
 class Progress:
     """How far a run is, beside its weights."""
 
-    step: int = 0  # optimiser steps done
+    step: int = 0  # turns gone by: optimiser steps, and what `skipped` counts
+    skipped: int = 0  # turns of tasks that rested
+    epoch_skipped: int = 0  # those of the epoch under way
     epoch_loss: float = 0.0  # summed over the steps of the epoch under way
     epoch_seconds: float = 0.0
     train_seconds: float = 0.0

@@ -87,6 +87,9 @@ class Config:
     patience: int | None = setting(
         None, "end after so many epochs without a new best of the dev scores' mean [never]", added=True
     )
+    patience_of: str = setting(
+        "mean", "whose new best is waited for; a task's: it takes no more turns", BESTS, added=True
+    )
     batch_size: int = setting(32, "examples of a step")
     lr: float | None = setting(
         None, f"peak learning rate [{', '.join(f'{n} {m.lr:g}' for n, m in METHODS.items())}]"
@@ -240,6 +243,9 @@ def _check_tasks(config: Config) -> None:
     if config.best == "per-task" and (len(names) == 1 or not METHODS[config.method].layer):
         got = f"--task {config.task} --method {config.method}"
         raise InputError(f"--best per-task: expected several tasks and a method with adapters, got {got}")
+    if config.patience_of == "per-task" and (len(names) == 1 or config.patience is None):
+        got = f"--task {config.task}, --patience {config.patience}"
+        raise InputError(f"--patience-of per-task: expected several tasks and --patience, got {got}")
     for name, bounds in TASK_RANGES.items():
         try:
             check_numbers(getattr(config, name), names, *bounds)

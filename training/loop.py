@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from tasks.data import Batch, Dataset
 from tasks.mixture import Mixture
 from tasks.model import TaskModel
 from tasks.objective import objective
+from training.best import dev_scores, longest_wait, mean, single
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.evaluate import encode_once, predict, score
@@ -80,13 +81,31 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.progress.step >= self.total_steps or self.out_of_patience
+        return self.progress.step >= self.total_steps or self.out_of_patience or self.all_rest
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the last `patience` epochs brought no new best."""
-        since_best = len(self.progress.history) - self.progress.best_epoch
-        return self.config.patience is not None and since_best >= self.config.patience
+        """Whether the last `patience` epochs brought no new best of the mean."""
+        if self.config.patience is None or self.config.patience_of == "per-task":
+            return False
+        return len(self.progress.history) - self.progress.best_epoch >= self.config.patience
+
+    @property
+    def all_rest(self) -> bool:
+        """Whether all turns to come are of tasks that rest."""
+        last = min(self.total_steps, self.progress.step + self.steps_per_epoch)
+        resting = self.resting
+        return bool(resting) and all(
+            self.plan.turns.task(step) in resting for step in range(self.progress.step, last)
+        )
+
+    @property
+    def resting(self) -> set[str]:
+        """The tasks that take no more turns: `patience` epochs in a row brought no new best of theirs."""
+        if self.config.patience_of != "per-task":
+            return set()
+        scores = dev_scores(self.config, self.progress.history)
+        return {name for name, one in scores.items() if longest_wait(one) >= self.config.patience}
 
     @property
     def epoch_ended(self) -> bool:
@@ -159,6 +178,12 @@ class Trainer:
             "tokens": sum(batch.sequences.lengths),
         }
 
+    def skip(self) -> None:
+        """Let the turn of a task that rests go by: the schedule and all other batches stay as they are."""
+        self.progress.step += 1
+        self.progress.skipped += 1
+        self.progress.epoch_skipped += 1
+
     def _count(self, loss: float, batch: Batch, seconds: float) -> None:
         self.progress.epoch_loss += loss
         self.progress.tokens += sum(batch.sequences.lengths)
@@ -172,7 +197,7 @@ class Trainer:
         """Score `scored` (split -> task -> data) and keep the weights if best; the line of metrics.jsonl."""
         progress = self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
-        steps = progress.step - (epoch - 1) * self.steps_per_epoch
+        steps = progress.step - (epoch - 1) * self.steps_per_epoch - progress.epoch_skipped
         give_back_memory()  # or what scoring takes would come on top of what the steps took
         scores = {split: self.scores(data) for split, data in scored.items()}
         leading = {
@@ -183,6 +208,7 @@ class Trainer:
         line |= {"seconds": round(progress.epoch_seconds, 3), "step": progress.step, "metrics": scores}
         progress.history.append(line)
         progress.epoch_loss = progress.epoch_seconds = 0.0
+        progress.epoch_skipped = 0
         if progress.best is None or mean(leading["dev"]) > mean(progress.best):
             progress.best, progress.best_epoch = leading["dev"], epoch
             self.best_weights = {name: tensor.clone() for name, tensor in trainable_state(self.model).items()}
@@ -222,29 +248,10 @@ class Trainer:
             while not self.finished:
                 if stopped():
                     raise Interrupted(stopped())
-                on_step(self.step())
+                if self.plan.turns.task(self.progress.step) in self.resting:
+                    self.skip()
+                else:
+                    on_step(self.step())
                 if self.epoch_ended:
                     on_epoch(self.end_epoch(scored))
         load_trainable(self.model, self.best_weights)
-
-
-def best_per_task(config: Config, history: Sequence[Mapping]) -> dict[str, dict]:
-    """Each task's own best epoch and its dev score there, of equals the first.
-
-    A run keeps the weights of the best mean's epoch; these scores may be of another epoch each.
-    """
-    best = {}
-    for task in config.tasks:
-        scores = [line["metrics"]["dev"][task.name][task.metrics[0]] for line in history]
-        at = scores.index(max(scores))
-        best[task.name] = {"epoch": history[at]["epoch"], "dev": scores[at]}
-    return best
-
-
-def mean(scores: Mapping[str, float]) -> float:
-    return sum(scores.values()) / len(scores)
-
-
-def single(scores: Mapping[str, float]) -> float | dict[str, float]:
-    """Of one task its number, of several an object keyed by task."""
-    return next(iter(scores.values())) if len(scores) == 1 else dict(scores)

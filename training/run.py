@@ -16,6 +16,7 @@ from minibert.hub import resolve
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
 from training.adapter_folder import save_adapter_folder
+from training.best import best_per_task, single
 from training.build import (
     build_dataset,
     build_model,
@@ -28,7 +29,7 @@ from training.checkpoint import FILE as CHECKPOINT
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import Config
 from training.evaluate import predict
-from training.loop import Interrupted, Trainer, TrainingError, best_per_task, single
+from training.loop import Interrupted, Trainer, TrainingError
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
 from training.profiling import StepProfile
@@ -198,7 +199,7 @@ class Run:
             "train": best["train"],
             "metrics": best["metrics"],
             "epochs": len(progress.history),
-            "steps": progress.step,
+            "steps": progress.step - progress.skipped,
             "train_seconds": round(progress.train_seconds, 3),
             "tokens_per_second": round(progress.tokens / progress.train_seconds, 1),
             "peak_memory_mib": round(peak, 1),
