@@ -43,6 +43,25 @@ class Batch:
         )
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of the sequences of several, in order, for the encoder: it has no labels."""
+    counts = [sum(batch.sequences.lengths) for batch in batches]  # without each one's filler
+    filler, first = -sum(counts) % ROUND, batches[0]
+
+    def row(name: str) -> Tensor:
+        tokens = [getattr(batch, name)[:count] for batch, count in zip(batches, counts, strict=True)]
+        return torch.cat([*tokens, first.input_ids.new_zeros(filler, dtype=tokens[0].dtype)])  # [M]
+
+    lengths = tuple(length for batch in batches for length in batch.sequences.lengths)
+    return Batch(
+        ids=tuple(one for batch in batches for one in batch.ids),
+        input_ids=row("input_ids"),
+        token_type_ids=row("token_type_ids"),
+        sequences=Sequences(lengths, filler, first.sequences.device),
+        labels=None,
+    )
+
+
 class PackedTexts:
     """Encoded texts end to end in two flat arrays: a few bytes a token, whatever their number."""
 

@@ -5,7 +5,7 @@ run is resumed by its seed and its step, and several processes agree without a w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 
@@ -46,30 +46,70 @@ class Turns:
         """Whose turn step 0, 1, 2, ... is."""
         return self.names[self._order[step % self.steps_per_epoch]]
 
+    def tasks(self, step: int) -> list[str]:
+        return [self.task(step)]
+
     def had(self, name: str, steps: int) -> int:
         """How many of the first `steps` steps are a task's."""
         epochs, rest = divmod(steps, self.steps_per_epoch)
         return epochs * self.per_epoch[name] + (int(self._done[name][rest - 1]) if rest else 0)
 
 
+class TurnsTogether:
+    """The same turns, taken side by side: an epoch has as many steps as the largest task has turns, k_max.
+
+    A step takes the turns whose places lie in its share of the epoch, [i / k_max, (i + 1) / k_max): of the
+    largest task one, of any other none or one.
+    """
+
+    def __init__(self, per_epoch: Mapping[str, int]):
+        self.names, self.per_epoch = list(per_epoch), dict(per_epoch)
+        self.steps_per_epoch = max(per_epoch.values())
+
+    def tasks(self, step: int) -> list[str]:
+        """Who has a turn in step 0, 1, 2, ..."""
+        return [name for name in self.names if self.had(name, step + 1) > self.had(name, step)]
+
+    def had(self, name: str, steps: int) -> int:
+        """How many turns a task has in the first `steps` steps."""
+        epochs, i = divmod(steps, self.steps_per_epoch)
+        twice_places, width = 2 * i * self.per_epoch[name], 2 * self.steps_per_epoch
+        # Turns j with (j + 1/2) / k < i / k_max: ⌈i k / k_max - 1/2⌉ of them.
+        return epochs * self.per_epoch[name] - (width // 2 - twice_places) // width
+
+
 class Mixture:
     """Training batches of tasks in turn; a task whose data runs out starts over, in another order.
 
-    With a temperature of infinity the tasks go round, as many turns for each.
+    With a temperature of infinity the tasks go round, as many turns for each. `together` has a step take a
+    batch of each task whose turn has come.
     """
 
     def __init__(
-        self, datasets: Mapping[str, Dataset], batch_size: int, seed: int, temperature: float = math.inf
+        self,
+        datasets: Mapping[str, Dataset],
+        batch_size: int,
+        seed: int,
+        temperature: float = math.inf,
+        together: bool = False,
     ):
         self.datasets, self.batch_size, self.seed = dict(datasets), batch_size, seed
         self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
-        self.turns = Turns(turns_per_epoch(self.batches, temperature))
+        per_epoch = turns_per_epoch(self.batches, temperature)
+        self.turns = TurnsTogether(per_epoch) if together else Turns(per_epoch)
         self.names, self.steps_per_epoch = self.turns.names, self.turns.steps_per_epoch
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
     def batch(self, step: int) -> tuple[str, Batch]:
-        """The task and the batch of step 0, 1, 2, ..."""
-        name = self.turns.task(step)
+        """The task and the batch of step 0, 1, 2, ..., where a step is one task's."""
+        ((name, batch),) = self.batches_of(step).items()
+        return name, batch
+
+    def batches_of(self, step: int, without: Container[str] = ()) -> dict[str, Batch]:
+        """The batch of each task that has a turn in step 0, 1, 2, ..., but those `without`."""
+        return {name: self._batch(name, step) for name in self.turns.tasks(step) if name not in without}
+
+    def _batch(self, name: str, step: int) -> Batch:
         epoch, index = divmod(self.turns.had(name, step), self.batches[name])  # of its own data
         if self._orders.get(name, (None,))[0] != epoch:
             data = self.datasets[name]
@@ -77,7 +117,7 @@ class Mixture:
         chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
         # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
         data = self.datasets[name]
-        return name, data.collate(data.longest_first(chosen))
+        return data.collate(data.longest_first(chosen))
 
     def used(self, name: str, steps: int) -> np.ndarray:
         """The examples of a task, in the data's order, that the first `steps` steps train on."""

@@ -1,30 +1,60 @@
 """One encoder, a pooling, and a head for each task."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from minibert.model import Bert
 from minibert.pooling import POOLINGS
-from tasks.data import Batch
+from tasks.data import Batch, join
 
 
 class TaskModel(nn.Module):
     """batch -> hidden [M, H] -> pooled [S, H] -> logits [B, C]
 
     A batch that carries its pooled vectors needs no encoder.
+
+    Attributes:
+        rows: where the encoder has an adapter for each task, what it is told before each pass: how many
+            tokens of the row under way are whose; else None.
     """
 
-    def __init__(self, bert: Bert, pooling: str, heads: Mapping[str, nn.Module]):
+    def __init__(
+        self,
+        bert: Bert,
+        pooling: str,
+        heads: Mapping[str, nn.Module],
+        rows: dict[str, int] | None = None,
+    ):
         super().__init__()
         self.bert = bert
         self.pool = POOLINGS[pooling]
         self.heads = nn.ModuleDict(heads)
+        self.rows = rows
 
     def encode(self, batch: Batch) -> Tensor:
+        if batch.pooled is not None:
+            return batch.pooled
         hidden = self.bert(batch.input_ids, batch.token_type_ids, batch.sequences)  # [M, H]
         return self.pool(self.bert, hidden, batch.sequences)  # [S, H]
 
     def forward(self, task: str, batch: Batch) -> Tensor:
-        pooled = self.encode(batch) if batch.pooled is None else batch.pooled  # [S, H]
-        return self.heads[task](pooled)  # [B, C]
+        if self.rows is not None:
+            self.send({task: batch})
+        return self.heads[task](self.encode(batch))  # [B, C]
+
+    def encode_together(self, batches: Mapping[str, Batch]) -> dict[str, Batch]:
+        """Batches of several tasks with their pooled vectors, of one pass, each task by its own adapters."""
+        self.send(batches)
+        pooled = self.encode(join(list(batches.values())))  # [S, H]
+        parts = pooled.split([len(batch.sequences.lengths) for batch in batches.values()])
+        return {
+            task: replace(batch, pooled=part)
+            for (task, batch), part in zip(batches.items(), parts, strict=True)
+        }
+
+    def send(self, batches: Mapping[str, Batch]) -> None:
+        """Say whose tokens come."""
+        self.rows.clear()
+        self.rows.update({task: sum(batch.sequences.lengths) for task, batch in batches.items()})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.mixture import Turns, turns_per_epoch
+from tasks.mixture import Turns, TurnsTogether, turns_per_epoch
 
 PER_EPOCH = st.lists(st.integers(1, 40), min_size=1, max_size=3).map(
     lambda counts: dict(zip(("sst", "qqp", "sts"), counts, strict=False))
@@ -74,3 +74,17 @@ def test_tasks_with_as_many_turns_go_round() -> None:
 def test_a_small_task_stands_amid_the_steps_of_a_large_one() -> None:
     turns = Turns({"qqp": 6, "sst": 2})
     assert [turns.task(step) for step in range(8)] == ["qqp", "qqp", "sst", "qqp", "qqp", "qqp", "sst", "qqp"]
+
+
+@given(PER_EPOCH)
+def test_turns_taken_together_are_those_of_the_epoch_and_lie_where_their_places_are(per_epoch: dict) -> None:
+    turns, counted = TurnsTogether(per_epoch), Counter()
+    length = turns.steps_per_epoch
+    assert length == max(per_epoch.values())
+    for step in range(2 * length):
+        assert {name: turns.had(name, step) for name in per_epoch} == {n: counted[n] for n in per_epoch}
+        for name in turns.tasks(step):
+            turn, k = counted[name] % per_epoch[name], per_epoch[name]
+            assert step % length * 2 * k <= (2 * turn + 1) * length < (step % length + 1) * 2 * k
+            counted[name] += 1
+    assert counted == {name: 2 * count for name, count in per_epoch.items()}

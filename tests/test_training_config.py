@@ -37,6 +37,7 @@ FLAGS = {
     "lora_dropout": (["--lora-dropout", "0.25"], 0.25),
     "targets": (["--targets", "query", "dense"], ("query", "dense")),
     "rank_pattern": (["--rank-pattern", "query=16", "all@0-2=4"], ("query=16", "all@0-2=4")),
+    "adapters": (["--adapters", "per-task", "--task", "sst+sts", "--method", "dora"], "per-task"),
     "sampling": (["--sampling", "sqrt", "--task", "sst+sts"], "sqrt"),
     "temperature": (["--temperature", "3", "--sampling", "temperature", "--task", "sst+sts"], 3),
     "task_lr": (["--task-lr", "sts=2e-3", "sst=.1", "--task", "sst+sts"], ("sts=2e-3", "sst=.1")),
@@ -211,6 +212,35 @@ REFUSED = {
         "full",
     ],
     "--patience: expected a whole number of at least 1, got 0": ["--patience", "0"],
+    "--adapters per-task: expected several tasks and a method with adapters, got --task sts --method lora": [
+        "--adapters",
+        "per-task",
+        "--task",
+        "sts",
+        "--method",
+        "lora",
+    ],
+    "--adapters per-task: expected several tasks and a method with adapters, "
+    "got --task sst+sts --method full": [
+        "--adapters",
+        "per-task",
+        "--task",
+        "sst+sts",
+        "--method",
+        "full",
+    ],
+    "--loss simcse-unsup: reads a batch twice, --adapters per-task reads it once": [
+        "--adapters",
+        "per-task",
+        "--task",
+        "qqp+sts",
+        "--pair",
+        "siamese",
+        "--features",
+        "cosine",
+        "--loss",
+        "simcse-unsup",
+    ],
     "--patience-of per-task: expected several tasks and --patience, got --task sst+sts, --patience None": [
         "--patience-of",
         "per-task",
@@ -395,13 +425,13 @@ def test_reading_a_config_changes_neither_the_dict_nor_the_config() -> None:
     assert config.targets == ("all",)
 
 
-OLD = ("rank_pattern", "sampling", "temperature", "task_lr", "loss_weight", "task_dropout", "best",
-       "patience", "patience_of")  # fmt: skip
+OLD = ("rank_pattern", "adapters", "sampling", "temperature", "task_lr", "loss_weight", "task_dropout",
+       "best", "patience", "patience_of")  # fmt: skip
 
 
 def test_a_setting_that_older_runs_lack_has_its_default() -> None:
     several = {"task": "sst+sts", "sampling": "temperature", "temperature": 3.0}
-    several |= {"patience": 2, "best": "per-task", "patience_of": "per-task"}
+    several |= {"patience": 2, "best": "per-task", "patience_of": "per-task", "adapters": "per-task"}
     each = dict.fromkeys(("task_lr", "loss_weight", "task_dropout"), ("sst=.1",))
     raw = to_dict(check(Config(rank_pattern=("query=2",), **several, **each)))
     for name in OLD:

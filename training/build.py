@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lora.by_task import adapt_by_task
 from lora.layers import LoRALinear
 from lora.methods import METHODS, apply_method
 from lora.placement import linear_names, place, place_ranks
@@ -182,7 +183,10 @@ def build_model(config: Config, folder: Path) -> TaskModel:
         bert.pooler.requires_grad_(False)
     if not METHODS[config.method].trains_encoder:
         cast_frozen(bert)
-    return TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
+    rows = (
+        adapt_by_task(bert, [task.name for task in config.tasks]) if config.adapters == "per-task" else None
+    )
+    return TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size), rows)
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ FILE = "state.safetensors"
 class Progress:
     """How far a run is, beside its weights."""
 
-    step: int = 0  # turns gone by: optimiser steps, and what `skipped` counts
-    skipped: int = 0  # turns of tasks that rested
-    epoch_skipped: int = 0  # those of the epoch under way
-    epoch_loss: float = 0.0  # summed over the steps of the epoch under way
+    step: int = 0  # how far the plan is: optimiser steps, and those skipped
+    skipped: int = 0  # those in which all tasks rested
+    epoch_turns: int = 0  # batches trained on in the epoch under way
+    epoch_loss: float = 0.0  # summed over them
     epoch_seconds: float = 0.0
     train_seconds: float = 0.0
     tokens: int = 0

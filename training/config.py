@@ -18,6 +18,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 # How several tasks share the steps, as the temperature T of `tasks.mixture`; None: --temperature says it.
 SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
 BESTS = ("mean", "per-task")
+ADAPTERS = ("shared", "per-task")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -61,6 +62,9 @@ class Config:
     )
     rank_pattern: tuple[str, ...] = setting(
         (), "ranks of some of them, as query=16 or all@0-2=4", names="TARGET=RANK", added=True
+    )
+    adapters: str = setting(
+        "shared", "of several tasks: one for all, or one each, trained in mixed batches", ADAPTERS, added=True
     )
     sampling: str = setting(
         "round-robin", "how several tasks share the steps: docs/multitask.md", tuple(SAMPLINGS), added=True
@@ -165,7 +169,12 @@ def check(config: Config) -> Config:
     )
 
 
-ADAPTERS = ("rank", "alpha", "lora_dropout", "targets", "rank_pattern")  # settings of adapters alone
+OF_ADAPTERS = ("rank", "alpha", "lora_dropout", "targets", "rank_pattern")  # settings of adapters alone
+# Settings of runs of several tasks alone, as a run of one task has them.
+OF_SEVERAL = {
+    "adapters": "shared", "sampling": "round-robin", "temperature": None, "task_lr": (), "loss_weight": (),
+    "task_dropout": (), "best": "mean", "patience_of": "mean",
+}  # fmt: skip
 AT_LEAST_1 = (1, 2**31 - 1, "a whole number of at least 1")
 ABOVE_0 = (1e-9, 1e9, "a number above 0")
 BELOW_1 = (0, 0.999, "a number from 0 to 0.999")
@@ -205,7 +214,7 @@ def _check_conflicts(config: Config) -> None:
     if config.method == "frozen" and config.encoder_dropout:
         raise InputError("--encoder-dropout: the frozen encoder runs without dropout")
     if not method.layer:
-        for name in ADAPTERS:
+        for name in OF_ADAPTERS:
             if getattr(config, name) != default[name]:
                 raise InputError(f"{flag(name)}: --method {config.method} has no adapters")
     for name, check_names in (("targets", check_targets), ("rank_pattern", check_ranks)):
@@ -240,6 +249,11 @@ def _check_tasks(config: Config) -> None:
         raise InputError(f"--sampling {config.sampling}: expected several tasks, got --task {config.task}")
     if (config.sampling == "temperature") != (config.temperature is not None):
         raise InputError("--temperature: expected together with --sampling temperature, got one alone")
+    if config.adapters == "per-task" and (len(names) == 1 or not METHODS[config.method].layer):
+        got = f"--task {config.task} --method {config.method}"
+        raise InputError(f"--adapters per-task: expected several tasks and a method with adapters, got {got}")
+    if config.adapters == "per-task" and config.loss == "simcse-unsup":
+        raise InputError("--loss simcse-unsup: reads a batch twice, --adapters per-task reads it once")
     if config.best == "per-task" and (len(names) == 1 or not METHODS[config.method].layer):
         got = f"--task {config.task} --method {config.method}"
         raise InputError(f"--best per-task: expected several tasks and a method with adapters, got {got}")

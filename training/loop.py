@@ -65,13 +65,17 @@ class Trainer:
 
     def __init__(self, config: Config, model: TaskModel, train: Mapping[str, Dataset], device: torch.device):
         self.config, self.model, self.device = config, model.to(device), device
-        self.plan = Mixture(train, config.batch_size, config.seed, config.mixing_temperature)
+        self.together = config.adapters == "per-task"
+        self.plan = Mixture(
+            train, config.batch_size, config.seed, config.mixing_temperature, together=self.together
+        )
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.encodes_once = not any(parameter.requires_grad for parameter in model.bert.parameters())
         self.loss_weights = config.by_task("loss_weight", 1.0)
         head_lr = config.by_task("task_lr", config.lr)
         self.optimizer = build_optimizer(model, config.lr, config.weight_decay, head_lr)
+        self.trained_by = {name: self._trained_by(name) for name in train}
         self.dropout_key = install_dropout(model, config.seed)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -96,7 +100,7 @@ class Trainer:
         last = min(self.total_steps, self.progress.step + self.steps_per_epoch)
         resting = self.resting
         return bool(resting) and all(
-            self.plan.turns.task(step) in resting for step in range(self.progress.step, last)
+            resting.issuperset(self.plan.turns.tasks(step)) for step in range(self.progress.step, last)
         )
 
     @property
@@ -130,9 +134,15 @@ class Trainer:
                 yield done, total
                 started = time.perf_counter()
 
-    def loss(self, task: str, batch: Batch) -> Tensor:
-        one = self.plan.datasets[task].task
-        return objective(self.model, one, self.config.loss or one.loss, batch)
+    def losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Each task's own; of several tasks from one pass of the encoder."""
+        if self.together:
+            batches = self.model.encode_together(batches)
+        tasks = {name: self.plan.datasets[name].task for name in batches}
+        return {
+            name: objective(self.model, tasks[name], self.config.loss or tasks[name].loss, batch)
+            for name, batch in batches.items()
+        }
 
     def step(self) -> dict:
         """One optimiser step; its line of steps.jsonl.
@@ -142,51 +152,67 @@ class Trainer:
         """
         started = time.perf_counter()
         step, config = self.progress.step, self.config
-        task, batch = self.plan.batch(step)
+        batches = self.plan.batches_of(step, without=self.resting)
         self.dropout_key.step = step
         factor = lr_factor(step, self.total_steps, config.warmup, config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        weight = self.loss_weights[task]
-        loss = self.loss(task, batch.to(self.device))
-        self.scaler.scale(weight * loss).backward()
+        losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
+        weighted = sum(self.loss_weights[name] * loss for name, loss in losses.items())
+        self.scaler.scale(weighted).backward()
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        # A bound that did not grow with the weight would undo it wherever gradients are clipped.
-        bound = weight * config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, bound).item()
-        value = loss.item()
-        # fp16's loss scale is lowered until the gradient is finite; at 1 it scales nothing, as without fp16.
-        if not math.isfinite(value) or (not math.isfinite(norm) and self.scaler.get_scale() <= 1):
-            what = "loss" if not math.isfinite(value) else "gradient"
-            ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
-            raise TrainingError(
-                f"step {step + 1}: the {what} of {task} is not finite (examples {ids}); try a lower --lr"
-            )
+        values = {name: loss.item() for name, loss in losses.items()}
+        norms = {name: self._clip(name) for name in batches}
+        for name, batch in batches.items():
+            self._check_finite(step, name, batch, values[name], norms[name])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         self.step_seconds = time.perf_counter() - started
-        self._count(value, batch, self.step_seconds)
-        return {
+        tokens = sum(sum(batch.sequences.lengths) for batch in batches.values())
+        self._count(sum(values.values()), len(values), tokens, self.step_seconds)
+        norm = math.hypot(*norms.values())
+        line = {
             "step": step + 1,
-            "task": task,
-            "loss": value,
+            "task": "+".join(batches),
+            "loss": sum(values.values()) / len(values),
             "lr": config.lr * factor,
             "grad_norm": norm if math.isfinite(norm) else None,
-            "tokens": sum(batch.sequences.lengths),
+            "tokens": tokens,
         }
+        return line | ({"losses": values} if self.together else {})
+
+    def _trained_by(self, task: str) -> list[torch.nn.Parameter]:
+        """All that trains or, of tasks that step together, what is the task's own."""
+        names = {parameter: name.split(".") for name, parameter in self.model.named_parameters()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [p for p in parameters if not self.together or task in names[p]]
+
+    def _clip(self, task: str) -> float:
+        """Bound the gradient of what a task's batch trains; what its norm was."""
+        # A bound that did not grow with the weight would undo it wherever gradients are clipped.
+        bound = self.loss_weights[task] * self.config.max_grad_norm or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.trained_by[task], bound).item()
+
+    def _check_finite(self, step: int, task: str, batch: Batch, loss: float, norm: float) -> None:
+        # fp16's loss scale is lowered until the gradient is finite; at 1 it scales nothing, as without fp16.
+        if not math.isfinite(loss) or (not math.isfinite(norm) and self.scaler.get_scale() <= 1):
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
+            raise TrainingError(
+                f"step {step + 1}: the {what} of {task} is not finite (examples {ids}); try a lower --lr"
+            )
 
     def skip(self) -> None:
-        """Let the turn of a task that rests go by: the schedule and all other batches stay as they are."""
+        """Let the turns of tasks that rest go by: the schedule and all other batches stay as they are."""
         self.progress.step += 1
         self.progress.skipped += 1
-        self.progress.epoch_skipped += 1
 
-    def _count(self, loss: float, batch: Batch, seconds: float) -> None:
+    def _count(self, loss: float, turns: int, tokens: int, seconds: float) -> None:
         self.progress.epoch_loss += loss
-        self.progress.tokens += sum(batch.sequences.lengths)
+        self.progress.epoch_turns += turns
+        self.progress.tokens += tokens
         self._spend(seconds)
 
     def _spend(self, seconds: float) -> None:
@@ -197,18 +223,17 @@ class Trainer:
         """Score `scored` (split -> task -> data) and keep the weights if best; the line of metrics.jsonl."""
         progress = self.progress
         epoch = -(-progress.step // self.steps_per_epoch)
-        steps = progress.step - (epoch - 1) * self.steps_per_epoch - progress.epoch_skipped
         give_back_memory()  # or what scoring takes would come on top of what the steps took
         scores = {split: self.scores(data) for split, data in scored.items()}
         leading = {
             split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
         }
-        line = {"epoch": epoch, "loss": progress.epoch_loss / steps}
+        line = {"epoch": epoch, "loss": progress.epoch_loss / progress.epoch_turns}
         line |= {split: single(leading[split]) for split in scores}
         line |= {"seconds": round(progress.epoch_seconds, 3), "step": progress.step, "metrics": scores}
         progress.history.append(line)
         progress.epoch_loss = progress.epoch_seconds = 0.0
-        progress.epoch_skipped = 0
+        progress.epoch_turns = 0
         if progress.best is None or mean(leading["dev"]) > mean(progress.best):
             progress.best, progress.best_epoch = leading["dev"], epoch
             self.best_weights = {name: tensor.clone() for name, tensor in trainable_state(self.model).items()}
@@ -248,7 +273,7 @@ class Trainer:
             while not self.finished:
                 if stopped():
                     raise Interrupted(stopped())
-                if self.plan.turns.task(self.progress.step) in self.resting:
+                if self.resting.issuperset(self.plan.turns.tasks(self.progress.step)):
                     self.skip()
                 else:
                     on_step(self.step())

@@ -35,10 +35,12 @@ def header(
     if config.scaling is not None:
         targets = " ".join(config.targets)
         scale = f"alpha {config.alpha:g}, effective scale {config.scaling:.4g}"
-        lines.append(f"adapters   rank {config.rank}, {scale}, targets {targets}")
+        each = " for each task" if config.adapters == "per-task" else ""
+        lines.append(f"adapters   rank {config.rank}{each}, {scale}, targets {targets}")
     if len(config.tasks) > 1:
         turns = ", ".join(f"{task} {count:,}" for task, count in trainer.plan.turns.per_epoch.items())
-        lines.append(f"mixture    {config.sampling}; of {trainer.steps_per_epoch:,} steps an epoch {turns}")
+        of = "in" if trainer.together else "of"
+        lines.append(f"mixture    {config.sampling}; {of} {trainer.steps_per_epoch:,} steps an epoch {turns}")
     steps, epochs = trainer.total_steps, trainer.total_steps / trainer.steps_per_epoch
     pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
     lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")

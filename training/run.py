@@ -13,6 +13,7 @@ import torch
 
 from minibert.files import write_json, write_text
 from minibert.hub import resolve
+from tasks import TASKS
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
 from training.adapter_folder import save_adapter_folder
@@ -38,6 +39,7 @@ from training.run_folder import (
     RunFolder,
     append_line,
     keep_lines,
+    of_task,
     same_settings,
     save_model,
     start_run,
@@ -155,7 +157,10 @@ class Run:
         history = self.trainer.progress.history
         for task, own in best_per_task(self.config, history).items():
             if self.config.best == "per-task" and own["epoch"] == len(history):
-                save_adapter_folder(folder.adapter_of(task), self.config, self.trainer.model, self.base)
+                config, model = self.config, self.trainer.model
+                if config.adapters == "per-task":
+                    config, model = of_task(config, model, TASKS[task])
+                save_adapter_folder(folder.adapter_of(task), config, model, self.base)
 
     def _write_history(self, folder: RunFolder) -> None:
         history = self.trainer.progress.history

@@ -3,7 +3,7 @@
 config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
 adapter/ (LoRA methods; see adapter_folder.py) or model/ (full)  head.safetensors  checkpoint/
 profile.txt  trace.json (--profile)
-adapter-TASK/ (--best per-task)
+adapter-TASK/ (--best per-task; --adapters per-task, which has no adapter/)
 """
 
 import csv
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+from lora.by_task import with_adapters_of
 from lora.methods import METHODS
 from minibert.errors import InputError
 from minibert.files import read_json, write_json, write_safetensors, write_text
@@ -23,6 +24,7 @@ from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
 from minibert.weights import save_bert
+from tasks.base import Task
 from tasks.model import TaskModel
 from training.adapter_folder import (
     CARD,
@@ -33,7 +35,7 @@ from training.adapter_folder import (
     save_adapter_folder,
 )
 from training.build import build_heads, build_tokenizer, load_encoder
-from training.config import Config, from_dict, to_dict
+from training.config import OF_SEVERAL, Config, check, from_dict, to_dict
 from training.evaluate import Prediction
 
 PACKAGES = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
@@ -74,7 +76,7 @@ class RunFolder:
         return self.path / "adapter"
 
     def adapter_of(self, task: str) -> Path:
-        """Where --best per-task keeps what the task's own best epoch trained."""
+        """A task's own adapter, or what --best per-task keeps of the task's own best epoch."""
         return self.path / f"adapter-{task}"
 
     @property
@@ -158,15 +160,30 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
     """Write what was trained: an adapter or the whole encoder, and the heads."""
     write_safetensors(model.heads.state_dict(), run.head)
     method = METHODS[config.method]
-    if method.layer:
+    if config.adapters == "per-task":
+        if config.best == "mean":  # else each task's was written when it was best
+            for task in config.tasks:
+                save_adapter_folder(run.adapter_of(task.name), *of_task(config, model, task), base)
+    elif method.layer:
         save_adapter_folder(run.adapter, config, model, base)
     elif method.trains_encoder:
         save_bert(model.bert, run.path / "model")
         shutil.copyfile(base / "tokenizer.json", run.path / "model" / "tokenizer.json")
 
 
-def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
+def of_task(config: Config, model: TaskModel, task: Task) -> tuple[Config, TaskModel]:
+    """Of a model with an adapter for each task what a run of one task has; all weights are shared."""
+    one = OF_SEVERAL | {"task": task.name, "loss": None}
+    if not config.siamese(task):
+        one |= {"pair": "concat", "features": None}
+    bert, heads = with_adapters_of(model.bert, task.name), {task.name: model.heads[task.name]}
+    return check(replace(config, **one)), TaskModel(bert, config.pooling, heads)
+
+
+def load_run(path: Path, task: str | None = None) -> tuple[Config, TaskModel, Tokenizer]:
     """The model of a finished run, or of its adapter folder alone, in fp32 on the CPU, ready to predict.
+
+    A run with an adapter for each task has a model for each: `task` says which.
 
     Raises:
         InputError: if the folder is neither, or a file in it is missing, damaged or does not fit.
@@ -181,6 +198,11 @@ def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
         raise InputError(f"{path}: the run is not finished; train.py --resume --out {path} goes on with it")
     config = read_run_config(run)
     method = METHODS[config.method]
+    if config.adapters == "per-task":
+        if task is None:
+            folders = " or ".join(str(run.adapter_of(one.name)) for one in config.tasks)
+            raise InputError(f"{path}: has an adapter for each task; use {folders}")
+        return load_run(run.adapter_of(task))
     if method.layer:
         return config, *load_adapter_folder(run.adapter, config, run.head)
     folder = path / "model" if method.trains_encoder else resolve(config.model)

@@ -66,6 +66,6 @@ def choose_task(config: Config, name: str | None) -> Task:
 
 
 def predictions(path: Path, task: Task, examples: list[Example], batch_size: int) -> Prediction:
-    config, model, tokenizer = load_run(path)
+    config, model, tokenizer = load_run(path, task.name)
     data = Dataset(task, examples, tokenizer, config.siamese(task))
     return predict(model, data, torch.device("cpu"), batch_size)
