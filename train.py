@@ -4,6 +4,7 @@ import sys
 
 from training.cli import parse
 from training.exit import run_command
+from training.flags import keeping
 from training.tracking import check_ready
 
 
@@ -16,12 +17,15 @@ def main() -> int:
 
     if given.overfit_batch:
         return overfit_batch(config)
+    if given.overridden:
+        print(f"other than in {given.config}: {', '.join(given.overridden)}")
     folder = RunFolder(given.out or default_out(config))
     if given.resume and folder.result.exists():
         print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
     folder.check_free(given.resume)
-    return Run(config).train(folder, given.resume, given.track, given.profile)
+    run, anyway = Run(config), given.resume_anyway
+    return run.train(folder, given.resume, given.track, given.profile, keeping(given), anyway)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Ended, call, flags, left_behind, strict_json, write_data
+from small_runs import Ended, call, checkpoints, flags, left_behind, strict_json, write_data
 from tiny_bert import build_tiny
 
 import train
@@ -231,7 +231,7 @@ def test_a_process_that_was_stopped_goes_on_as_if_it_had_not_been(
     else:
         assert ended.line.startswith(f"{how.name}: stopped after step ")
         assert ended.line.endswith(f"saved; --resume --out {tmp_path / 'run'} goes on from there")
-        assert (tmp_path / "run" / "checkpoint" / "state.safetensors").exists()
+        assert checkpoints(tmp_path / "run")
     assert call(train.main, *arguments).code == 0
     left = {name: content for name, content in left_behind(tmp_path / "run").items() if ".state" not in name}
     assert left == whole

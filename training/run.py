@@ -9,9 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from minibert.files import write_json, write_text
+from minibert.files import flush, write_json, write_text
 from minibert.hub import resolve
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
@@ -24,25 +22,26 @@ from training.build import (
     read_splits,
     start_heads,
 )
-from training.checkpoint import FILE as CHECKPOINT
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import Config
+from training.checkpoint import save_checkpoint
+from training.config import Config, to_dict
 from training.evaluate import predict
-from training.loop import Interrupted, Trainer, TrainingError, best_per_task, single
+from training.flags import Keeping
+from training.keeping import Pace, alone_in, keep
+from training.loop import Trainer, TrainingError, best_per_task, single
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
 from training.profiling import StepProfile
+from training.provenance import made_with
 from training.report import Bar, closing_table, header
+from training.resuming import go_on
 from training.run_folder import (
     RunFolder,
     append_line,
-    keep_lines,
-    same_settings,
     save_model,
     start_run,
-    versions,
     write_predictions,
 )
+from training.signals import Interrupted
 from training.tracking import Tracking
 
 
@@ -79,6 +78,8 @@ class Run:
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device)
+        self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch)
+        self.keeping = Keeping()
 
     def facts(self) -> dict[str, int]:
         """Numbers of parameters: what trains, and all."""
@@ -88,16 +89,28 @@ class Run:
             "total_parameters": sum(n for n, _ in counts),
         }
 
-    def train(self, folder: RunFolder, resume: bool, track: Sequence[str] = (), profiled: int = 0) -> int:
+    def train(
+        self,
+        folder: RunFolder,
+        resume: bool,
+        track: Sequence[str] = (),
+        profiled: int = 0,
+        keeping: Keeping | None = None,
+        anyway: bool = False,
+    ) -> int:
         """Train to the end, or until a signal, watched by the trackers in `track`; the exit code.
 
-        The time of `profiled` steps is looked at.
+        The time of `profiled` steps is looked at. A run made otherwise is resumed only if it is `anyway`.
         """
-        trainer = self.trainer
-        profiling = StepProfile(profiled, trainer.model, folder.path, trainer.total_steps)
-        best = self._begin(folder, resume)
-        progress = trainer.progress
-        trainer.best_weights = best
+        self.keeping = keeping or self.keeping
+        profiling = StepProfile(profiled, self.trainer.model, folder.path, self.trainer.total_steps)
+        with alone_in(folder.path):
+            self._begin(folder, resume, anyway)
+            return self._train(folder, track, profiling)
+
+    def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
+        trainer, progress = self.trainer, self.trainer.progress
+        pace = Pace(self.keeping, progress.step)
         print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
@@ -107,11 +120,15 @@ class Run:
             tracking.step(line, trainer.step_seconds)
             profiling.step(trainer.epoch_ended)
             bar.step(line, progress.tokens / progress.train_seconds)
+            if pace.due(progress.step):
+                self._checkpoint(folder)
+                pace.wrote(progress.step)
 
         def on_epoch(line: dict) -> None:
             self._write_history(folder)
             self._save_own_best(folder)
             self._checkpoint(folder)
+            pace.wrote(progress.step)
             tracking.epoch(line)
             bar.epoch(line)
 
@@ -124,30 +141,34 @@ class Run:
             again = f"--resume --out {folder.path} goes on from there"
             print(f"{stop}: stopped after step {progress.step}, saved; {again}", file=sys.stderr)
             return stop.exit_code
+        except TrainingError as error:
+            self._checkpoint(folder)
+            write_json({"error": str(error)} | error.about, folder.checkpoint / "failure.json")
+            raise
         self._finish(folder)
         return 0
 
-    def _begin(self, folder: RunFolder, resume: bool) -> dict[str, torch.Tensor]:
-        """Make or find the folder; the best weights so far."""
-        best: dict[str, torch.Tensor] = {}
+    def _begin(self, folder: RunFolder, resume: bool, anyway: bool) -> None:
         if resume and folder.config.exists():
-            same_settings(folder, self.config)
-            if (folder.checkpoint / CHECKPOINT).exists():
-                self.trainer.progress, best = load_checkpoint(
-                    folder.checkpoint, self.trainer.model, self.trainer.optimizer, self.trainer.scaler
-                )
-            keep_lines(folder.steps, "step", self.trainer.progress.step)
+            go_on(folder, self.trainer, self.made_with, anyway)
             self._write_history(folder)
         else:
             start_run(folder, self.config)
-        return best
 
     def _checkpoint(self, folder: RunFolder) -> None:
-        trainer = self.trainer
-        trainer.progress.scaler = trainer.scaler.state_dict()
+        trainer, progress = self.trainer, self.trainer.progress
+        progress.scaler = trainer.scaler.state_dict()
+        if folder.steps.exists():  # what a checkpoint says was done is on disk before it
+            flush(folder.steps)
         save_checkpoint(
-            folder.checkpoint, trainer.model, trainer.optimizer, trainer.best_weights, trainer.progress
+            folder.checkpoint,
+            trainer.model,
+            trainer.optimizer,
+            trainer.best_weights,
+            progress,
+            self.made_with,
         )
+        keep(folder.checkpoint, progress.step, self.keeping.kept)
 
     def _save_own_best(self, folder: RunFolder) -> None:
         """Before the checkpoint: a run that is killed between the two does the epoch again, and this."""
@@ -209,7 +230,11 @@ class Run:
             "device": config.device,
             "precision": config.precision,
             "rows": {name: self._rows(name) for name in self.splits},
-            "versions": versions(),
+            "skipped_steps": progress.skipped,
+            "resumed_anyway": progress.changes,
+            "config": to_dict(config),
+            "sha256": {"data": self.made_with["data file"], "model": self.made_with["model file"]},
+            **{name: self.made_with[name] for name in ("versions", "threads", "cpu")},
         }
 
     def _rows(self, task: str) -> dict[str, int]:

@@ -13,12 +13,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from lora.methods import METHODS
 from minibert.errors import InputError
-from minibert.files import read_json, write_json, write_safetensors, write_text
+from minibert.files import leftovers, read_json, write_json, write_safetensors, write_text
 from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
@@ -35,8 +34,6 @@ from training.adapter_folder import (
 from training.build import build_heads, build_tokenizer, load_encoder
 from training.config import Config, from_dict, to_dict
 from training.evaluate import Prediction
-
-PACKAGES = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class RunFolder:
         there = next(path for path in (self.path, *self.path.absolute().parents) if os.path.exists(path))
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise InputError(f"--out: expected a folder that can be written, {there} is none")
-        if there != self.path or not any(self.path.iterdir()):
+        if there != self.path or set(self.path.iterdir()) <= set(leftovers(self.path)):
             return
         if not self.config.is_file():
             raise InputError(f"--out: expected a new or empty folder, {self.path} holds something else")
@@ -117,18 +114,6 @@ def start_run(run: RunFolder, config: Config) -> None:
         write_json(to_dict(config), run.config)
     except OSError as error:
         raise InputError(f"--out: {run.path} cannot be written ({error.strerror or error})") from None
-
-
-def same_settings(run: RunFolder, config: Config) -> None:
-    """Raises:
-    InputError: if the run that lies there was made with other settings, naming the first that differs.
-    """
-    before, now = to_dict(read_run_config(run)), to_dict(config)
-    for name, value in now.items():
-        if before[name] != value:
-            raise InputError(
-                f"--resume: {run.path} was made with {name} {before[name]!r}, now it is {value!r}"
-            )
 
 
 def append_line(line: dict, path: Path) -> None:
@@ -204,10 +189,6 @@ def predictions_csv(prediction: Prediction) -> str:
         given = int(value) if classes else f"{value:.9g}"  # all that fp32 holds
         writer.writerow([name, given, *(f"{probabilities[i, c]:.6f}" for c in range(classes))])
     return text.getvalue()
-
-
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def write_predictions(run: RunFolder, split: str, predictions: Mapping[str, Prediction]) -> None:
