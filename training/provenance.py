@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from minibert.cache import cache_root
+from minibert.errors import InputError
 from minibert.files import read_json
 from minibert.hub import HASHES
 from minibert.sources import model_files
@@ -60,6 +61,23 @@ def model_sha256(base: Path, ending: str = "") -> dict[str, str]:
     known = read_json(base / HASHES)["sha256"] if base.parent == cache_root() else {}
     files = [file for file in model_files(base) if file.endswith(ending)]
     return {file: known.get(file) or sha256(base / file) for file in files}
+
+
+def run_sha256(folder: Path) -> dict[str, str]:
+    """The SHA-256 of what a run leaves, but for the lines that tell its seconds."""
+    places = ("config.json", "head.safetensors", "predictions-*", "adapter*/*", "model/*")
+    paths = sorted(path for place in places for path in folder.glob(place) if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path) for path in paths}
+
+
+def check_sha256(folder: Path, expected: Mapping[str, str], where: Path) -> None:
+    """Raises:
+    InputError: if a file is not what it was when `where` was written.
+    """
+    for name, known in expected.items():
+        got = sha256(folder / name) if (folder / name).is_file() else "no such file"
+        if got != known:
+            raise InputError(f"{folder / name}: expected sha256 {known} as {where} says, got {got}")
 
 
 def made_with(config: Config, base: Path, steps_per_epoch: int) -> dict[str, object]:

@@ -31,7 +31,7 @@ from training.loop import Trainer, TrainingError, best_per_task, single
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
 from training.profiling import StepProfile
-from training.provenance import made_with
+from training.provenance import made_with, run_sha256
 from training.report import Bar, closing_table, header
 from training.resuming import go_on
 from training.run_folder import (
@@ -189,7 +189,7 @@ class Run:
             write_predictions(folder, split, predictions)
         give_back_memory()  # an adapter is tried out on a model of its own before it is called saved
         save_model(folder, self.config, model, self.base)
-        result = self.result()
+        result = self.result() | {"files": run_sha256(folder.path)}
         write_json(result, folder.result)
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
         print(closing_table(result, folder.path))

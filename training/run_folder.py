@@ -34,6 +34,10 @@ from training.adapter_folder import (
 from training.build import build_heads, build_tokenizer, load_encoder
 from training.config import Config, from_dict, to_dict
 from training.evaluate import Prediction
+from training.provenance import check_sha256
+
+READ_BACK = (HEAD, "adapter/", "model/")
+PLACES = ("model", "data", "device")  # settings that may be changed in a finished run's config.json
 
 
 @dataclass(frozen=True)
@@ -165,16 +169,37 @@ def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
     if not run.result.is_file():
         raise InputError(f"{path}: the run is not finished; train.py --resume --out {path} goes on with it")
     config = read_run_config(run)
+    model, tokenizer = _load_finished(run, config)
+    _check_unchanged(run, config)  # afterwards: what does not fit says more of itself than that
+    return config, model, tokenizer
+
+
+def _check_unchanged(run: RunFolder, config: Config) -> None:
+    """A finished run is what its result.json says; those of older versions say nothing of it."""
+    result, now = read_json(run.result), to_dict(config)
+    for name, value in result.get("config", {}).items():
+        if name not in PLACES and now.get(name) != value:
+            raise InputError(
+                f"{run.config}: expected {name} {value!r} as {run.result} says, got {now.get(name)!r}"
+            )
+    files = result.get("files", {})
+    check_sha256(run.path, {name: files[name] for name in files if name.startswith(READ_BACK)}, run.result)
+    if config.method != "full":
+        check_sha256(resolve(config.model), result.get("sha256", {}).get("model", {}), run.result)
+
+
+def _load_finished(run: RunFolder, config: Config) -> tuple[TaskModel, Tokenizer]:
     method = METHODS[config.method]
     if method.layer:
-        return config, *load_adapter_folder(run.adapter, config, run.head)
+        return load_adapter_folder(run.adapter, config, run.head)
+    path = run.path
     folder = path / "model" if method.trains_encoder else resolve(config.model)
     if method.trains_encoder and not (folder / MODEL_CONFIG).is_file():
         raise InputError(f"{folder}: expected the trained model, there is none")
     bert = load_encoder(replace(config, precision="fp32"), folder)
     model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
     load_heads(model, run.head)
-    return config, model.eval(), build_tokenizer(config, folder)
+    return model.eval(), build_tokenizer(config, folder)
 
 
 def predictions_csv(prediction: Prediction) -> str:

@@ -23,6 +23,7 @@ class StopAtOnce:
     """Inside, a signal raises `Stopped`, unless it is ignored, and what comes of it is swallowed.
 
     `signum` is the one that came, or 0. A library that is being imported may make another exception of it.
+    After it the process is to end, and further ones are ignored: they would only change its exit code.
     """
 
     def __enter__(self) -> "StopAtOnce":
@@ -39,7 +40,7 @@ class StopAtOnce:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.signum else handler)
         return kind is not None and self.signum != 0
 
 
