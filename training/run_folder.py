@@ -169,13 +169,29 @@ def load_run(path: Path) -> tuple[Config, TaskModel, Tokenizer]:
     if not run.result.is_file():
         raise InputError(f"{path}: the run is not finished; train.py --resume --out {path} goes on with it")
     config = read_run_config(run)
-    model, tokenizer = _load_finished(run, config)
-    _check_unchanged(run, config)  # afterwards: what does not fit says more of itself than that
-    return config, model, tokenizer
+    method = METHODS[config.method]
+    if method.layer:
+        return config, *load_adapter_folder(run.adapter, config, run.head)
+    folder = path / "model" if method.trains_encoder else resolve(config.model)
+    if method.trains_encoder and not (folder / MODEL_CONFIG).is_file():
+        raise InputError(f"{folder}: expected the trained model, there is none")
+    bert = load_encoder(replace(config, precision="fp32"), folder)
+    model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
+    load_heads(model, run.head)
+    return config, model.eval(), build_tokenizer(config, folder)
 
 
-def _check_unchanged(run: RunFolder, config: Config) -> None:
-    """A finished run is what its result.json says; those of older versions say nothing of it."""
+def check_unchanged(path: Path, config: Config) -> None:
+    """To be asked once the run is loaded: what does not fit says more of itself than that it has changed.
+
+    An adapter folder that stands alone, and a run of an older version, say nothing of their own hashes.
+
+    Raises:
+        InputError: if a file of a finished run is not what its result.json says.
+    """
+    run = RunFolder(path)
+    if run.is_adapter:
+        return
     result, now = read_json(run.result), to_dict(config)
     for name, value in result.get("config", {}).items():
         if name not in PLACES and now.get(name) != value:
@@ -186,20 +202,6 @@ def _check_unchanged(run: RunFolder, config: Config) -> None:
     check_sha256(run.path, {name: files[name] for name in files if name.startswith(READ_BACK)}, run.result)
     if config.method != "full":
         check_sha256(resolve(config.model), result.get("sha256", {}).get("model", {}), run.result)
-
-
-def _load_finished(run: RunFolder, config: Config) -> tuple[TaskModel, Tokenizer]:
-    method = METHODS[config.method]
-    if method.layer:
-        return load_adapter_folder(run.adapter, config, run.head)
-    path = run.path
-    folder = path / "model" if method.trains_encoder else resolve(config.model)
-    if method.trains_encoder and not (folder / MODEL_CONFIG).is_file():
-        raise InputError(f"{folder}: expected the trained model, there is none")
-    bert = load_encoder(replace(config, precision="fp32"), folder)
-    model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
-    load_heads(model, run.head)
-    return model.eval(), build_tokenizer(config, folder)
 
 
 def predictions_csv(prediction: Prediction) -> str:
