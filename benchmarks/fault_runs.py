@@ -82,6 +82,11 @@ class Bench:
         return ["train.py", *words, "--resume", *more]
 
     def start(self, command: Sequence[str], limit: Callable[[], None] | None = None) -> subprocess.Popen:
+        def before() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+            if limit:
+                limit()
+
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
@@ -90,7 +95,7 @@ class Bench:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=limit,
+            preexec_fn=before,
         )
 
     def run(self, command: Sequence[str], limit: Callable[[], None] | None = None) -> Ended:
