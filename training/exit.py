@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from minibert.errors import InputError
-from training.signals import StopAtOnce, Stopped
+from training.signals import StopAtOnce
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -14,27 +14,22 @@ def run_command(main: Callable[[], int]) -> int:
 
     0 done; 1 a failure while running; 2 bad usage or input; 130 and 143 interrupted.
     """
-    with StopAtOnce() as stop:
-        return _code_of(main)
-    # Here only if it has swallowed what a signal raised.
-    return _fail(f"interrupted by {signal.Signals(stop.signum).name}", 128 + stop.signum)
-
-
-def _code_of(main: Callable[[], int]) -> int:
     # oneDNN keeps a kernel of half a megabyte for each of the last 1,024 shapes it met, and the number of
     # packed tokens differs from batch to batch. It reads this when torch is first used, so before `main`.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    code = None
     try:
-        code = main()
-        sys.stdout.flush()
+        with StopAtOnce() as stop:
+            code = main()
+            sys.stdout.flush()
+        if code is None:
+            return _fail(f"interrupted by {signal.Signals(stop.signum).name}", 128 + stop.signum)
         return code
     except InputError as error:
         return _fail(str(error), 2)
     except BrokenPipeError:  # the reader of our output went away; what Python flushes at exit goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Stopped:
-        raise
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except OSError as error:

@@ -7,10 +7,6 @@ from contextlib import contextmanager
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(KeyboardInterrupt):
-    """One came where there is nothing to finish first: both end a command the same way."""
-
-
 class Interrupted(Exception):
     """One asked the run to stop; it has stopped between two steps, or before the first."""
 
@@ -20,7 +16,7 @@ class Interrupted(Exception):
 
 
 class StopAtOnce:
-    """Inside, a signal raises `Stopped`, unless it is ignored, and what comes of it is swallowed.
+    """Inside, a signal raises KeyboardInterrupt, unless it is ignored, and what comes of it is swallowed.
 
     `signum` is the one that came, or 0. A library that is being imported may make another exception of it.
     After it the process is to end, and further ones are ignored: they would only change its exit code.
@@ -36,7 +32,7 @@ class StopAtOnce:
 
     def _stop(self, signum: int, frame: object) -> None:
         self.signum = signum
-        raise Stopped
+        raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         for number, handler in self.before.items():
