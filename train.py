@@ -12,7 +12,8 @@ def main() -> int:
     config, given = parse(sys.argv[1:])
     check_ready(given.track)
     # Imported here, not above: usage errors and --help answer without waiting for torch.
-    from training.run import Run, default_out, overfit_batch
+    from training.overfit import overfit_batch
+    from training.run import Run, default_out
     from training.run_folder import RunFolder
 
     if given.overfit_batch:

@@ -62,7 +62,7 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
             raise InputError(f"{where}: {name}: expected {wanted}, got {tensor.dtype}")
 
 
-TEMPORARY = re.compile(r"\..+\.\d+")
+TEMPORARY = re.compile(r"\..+\.\d+|\.tmp\w{6}")  # `replacing`'s, and within it safetensors' own
 
 
 def leftovers(folder: Path) -> list[Path]:

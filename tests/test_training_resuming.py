@@ -134,7 +134,10 @@ def test_a_run_with_no_whole_checkpoint_is_refused_and_left_alone(run, tmp_path:
 
 def test_what_killed_processes_left_half_written_is_no_hindrance(run, whole, tmp_path: Path) -> None:
     killed(run, 2)
-    half = [tmp_path / "killed" / name for name in (".config.json.123", "checkpoint/.state.safetensors.9")]
+    half = [
+        tmp_path / "killed" / name
+        for name in (".config.json.123", "checkpoint/.state.safetensors.9", "checkpoint/.tmpoTRmjj")
+    ]
     for path in half:
         path.write_bytes(b"half")
     (tmp_path / "fresh").mkdir()
