@@ -31,7 +31,7 @@ from benchmarks.fault_kinds import (
     stop,
 )
 from benchmarks.fault_runs import Bench, cut, flip, interrupt, left_by, steps_done, wait, wait_until
-from benchmarks.flags import check_data, check_least, check_out
+from benchmarks.flags import check_least, check_out
 from benchmarks.machine import describe
 from benchmarks.tables import show
 from minibert.errors import InputError
@@ -58,7 +58,8 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     check_least(kills=(given.kills, 0), trials=(given.trials, 0), threads=(given.threads, 1))
     check_out(given.out)
-    check_data(given.model)
+    if given.model and not given.model.is_dir():
+        raise InputError(f"--model: expected a folder, got {str(given.model)!r}")
     return given
 
 
