@@ -4,6 +4,7 @@ import sys
 
 from training.cli import parse
 from training.exit import run_command
+from training.flags import keeping
 from training.tracking import check_ready
 
 
@@ -11,17 +12,21 @@ def main() -> int:
     config, given = parse(sys.argv[1:])
     check_ready(given.track)
     # Imported here, not above: usage errors and --help answer without waiting for torch.
-    from training.run import Run, default_out, overfit_batch
+    from training.overfit import overfit_batch
+    from training.run import Run, default_out
     from training.run_folder import RunFolder
 
     if given.overfit_batch:
         return overfit_batch(config)
+    if given.overridden:
+        print(f"other than in {given.config}: {', '.join(given.overridden)}")
     folder = RunFolder(given.out or default_out(config))
     if given.resume and folder.result.exists():
         print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
     folder.check_free(given.resume)
-    return Run(config).train(folder, given.resume, given.track, given.profile)
+    run, anyway = Run(config), given.resume_anyway
+    return run.train(folder, given.resume, given.track, given.profile, keeping(given), anyway)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def run_all(work: Work, folder: GridFolder, jobs: int = 1) -> int:
 
     At SIGINT or SIGTERM no run is started any more, and those under way save and stop.
     """
-    from training.loop import stop_signals
+    from training.signals import stop_signals
 
     running: list[Running] = []
     with stop_signals() as stopped:

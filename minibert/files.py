@@ -1,7 +1,9 @@
 """Files read and written whole: a reader that says what is wrong, a writer that never leaves half a file."""
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,11 +62,23 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
             raise InputError(f"{where}: {name}: expected {wanted}, got {tensor.dtype}")
 
 
+TEMPORARY = re.compile(r"\..+\.\d+|\.tmp\w{6}")  # `replacing`'s, and within it safetensors' own
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed processes left half written in a folder and its subfolders; of no use to anybody."""
+    hidden = [*folder.glob(".*"), *folder.glob("*/.*")]
+    return [path for path in hidden if TEMPORARY.fullmatch(path.name) and path.is_file()]
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; then the file is flushed to disk and renamed.
+    """A temporary name to write to; then the file is flushed to disk and renamed, and the folder flushed.
 
-    So `path` is the old file or the whole new one, whatever happens in between.
+    So `path` is the old file or the whole new one, whatever happens in between, a loss of power included.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -72,11 +86,28 @@ def replacing(path: Path) -> Iterator[Path]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # the user's own default; safetensors would leave it to the owner alone
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        # A write to a full disk names no file.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have on disk what a file holds, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush no folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_safetensors(

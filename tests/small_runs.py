@@ -118,6 +118,12 @@ def left_behind(folder: Path) -> dict[str, object]:
     return files
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """A run's, by step."""
+    found = (folder / "checkpoint").glob("step-*.safetensors")
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
 def column(path: Path, name: str) -> list[str]:
     with open(path, newline="") as file:
         return [row[name] for row in csv.DictReader(file)]

@@ -72,7 +72,7 @@ def test_the_peer_has_our_loss_and_our_gradients_at_the_first_step(tiny, small_d
     run, batch, theirs, padded = both_models(tiny, small_data, task, method)
     labels = padded.pop("labels")
     assert int(padded["attention_mask"].sum()) == sum(batch.sequences.lengths)
-    loss, their_loss = run.trainer.loss(task, batch), peer.loss_of(theirs(**padded), labels)
+    loss, their_loss = run.trainer.losses({task: batch})[task], peer.loss_of(theirs(**padded), labels)
     torch.testing.assert_close(loss, their_loss)
     loss.backward()
     their_loss.backward()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from small_runs import Ended, call, flags, left_behind, lines_of
+from small_runs import Ended, call, checkpoints, flags, left_behind, lines_of
 
 import train
 from experiments.cells import Cell, make_cells
@@ -110,7 +110,7 @@ def test_a_grid_that_is_stopped_lets_its_run_save_and_goes_on(
     process.send_signal(how)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (128 + how, "stopped; the same command goes on from there\n")
-    assert (out / "seed0" / "checkpoint" / "state.safetensors").exists()
+    assert checkpoints(out / "seed0")
     assert not (out / "seed1").exists()
     assert GridFolder(out).error("seed0") == ""
     before = steps_done(out / "seed0")
@@ -147,7 +147,7 @@ def test_a_run_that_is_pruned_saves_and_is_no_failure(small: dict, tmp_path: Pat
     work = PrunesAll(cell, folder)
     assert run_all(work, folder) == 0
     assert (work.errors, folder.error(cell.name)) == ([""], "")
-    assert (folder.run(cell.name) / "checkpoint" / "state.safetensors").exists()
+    assert checkpoints(folder.run(cell.name))
     assert not folder.result(cell.name).exists()
 
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
+from minibert import files
 from minibert.errors import InputError
 from minibert.files import (
     check_fits,
+    leftovers,
     read_json,
     read_safetensors,
     replacing,
@@ -230,8 +232,9 @@ class TestWriting:
     def test_a_full_disk_leaves_the_old_file_whole_and_no_other(self, tmp_path: Path, write: Callable):
         path = tmp_path / "x"
         path.write_text("old")
-        with largest_file(1000), pytest.raises(OSError, match=r"File too large|os error 27"):
+        with largest_file(1000), pytest.raises(OSError, match=r"File too large|os error 27") as caught:
             write(path)
+        assert caught.value.filename == str(path)
         assert path.read_text() == "old"
         assert os.listdir(tmp_path) == ["x"]
         write(path)
@@ -252,6 +255,21 @@ class TestWriting:
             stop_in_the_middle()
         assert path.read_text() == "old"
         assert os.listdir(tmp_path) == ["x"]
+
+    def test_the_file_is_on_disk_before_its_name_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        flushed = []
+        monkeypatch.setattr(files, "flush", lambda path: flushed.append((path, (tmp_path / "x").exists())))
+        write_text("new", tmp_path / "x")
+        (temporary, before), (folder, after) = flushed
+        assert (temporary.parent, folder) == (tmp_path, tmp_path)
+        assert (before, after) == (False, True)
+
+    def test_what_a_killed_writer_left_is_known_by_its_name(self, tmp_path: Path):
+        (tmp_path / "a").mkdir()
+        half = [tmp_path / ".x.12", tmp_path / "a" / ".y.json.3", tmp_path / "a" / ".tmpoTRmjj"]
+        for path in [*half, tmp_path / ".gitignore", tmp_path / "x.12", tmp_path / "a" / "b"]:
+            path.touch()
+        assert sorted(leftovers(tmp_path)) == sorted(half)
 
     @WRITERS
     def test_a_missing_folder_is_an_oserror(self, tmp_path: Path, write: Callable):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Ended, call, flags, left_behind, strict_json, write_data
+from small_runs import Ended, call, checkpoints, flags, left_behind, strict_json, write_data
 from tiny_bert import build_tiny
 
 import train
@@ -231,7 +231,7 @@ def test_a_process_that_was_stopped_goes_on_as_if_it_had_not_been(
     else:
         assert ended.line.startswith(f"{how.name}: stopped after step ")
         assert ended.line.endswith(f"saved; --resume --out {tmp_path / 'run'} goes on from there")
-        assert (tmp_path / "run" / "checkpoint" / "state.safetensors").exists()
+        assert checkpoints(tmp_path / "run")
     assert call(train.main, *arguments).code == 0
     left = {name: content for name, content in left_behind(tmp_path / "run").items() if ".state" not in name}
     assert left == whole
@@ -266,3 +266,31 @@ def test_a_full_disk_ends_a_run_in_a_line(
                 strict_json(line)
     shutil.copytree(small_disk / "run", tmp_path / "run")  # with room again it goes on
     assert call(train.main, *flags(tiny, small_data, out=tmp_path / "run", resume=True)).code == 0
+
+
+SAYS_WHEN = """
+import sys, train
+from training.exit import run_command
+def main():
+    print("ready", flush=True)
+    return train.main()
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("pause", [0.0, 0.5])  # torch is being imported
+def test_a_process_that_is_still_loading_stops_in_a_line(
+    how: signal.Signals, code: int, pause: float, tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    given = flags(tiny, small_data, out=tmp_path / "run", epochs=1000)
+    command = [sys.executable, "-c", SAYS_WHEN, *map(str, given)]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(pause)
+        process.send_signal(how)
+        _, err = process.communicate(timeout=120)
+    ended = Ended(process.returncode, "", err)
+    assert ended.code == code
+    assert ended.line == f"error: interrupted by {how.name}" or "stopped after step " in ended.line

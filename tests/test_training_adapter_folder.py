@@ -15,7 +15,7 @@ from small_runs import call, flags, strict_json
 import predict
 import train
 from minibert.hub import HASHES
-from training import adapter_folder
+from training import adapter_folder, provenance
 from training.run_folder import load_run
 
 RUNS = {
@@ -143,7 +143,7 @@ def test_what_the_cache_has_verified_is_not_hashed_again(
 ) -> None:
     folder = shutil.copytree(tiny, own_cache / "some--model@main")
     (folder / HASHES).write_text(json.dumps({"commit": "c", "sha256": {"model.safetensors": "known"}}))
-    monkeypatch.delattr(adapter_folder, "sha256")
+    monkeypatch.delattr(provenance, "sha256")
     assert adapter_folder.weights_sha256(folder) == {"model.safetensors": "known"}
 
 

@@ -1,6 +1,7 @@
 """How a command ends: the exit code, and one line."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,37 @@ from small_runs import call
 from minibert.errors import InputError
 from training.exit import run_command
 from training.loop import TrainingError
+from training.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("becomes", [None, ImportError, RuntimeError, OSError], ids=str)
+def test_a_signal_ends_a_command_in_a_line_whatever_a_library_makes_of_it(
+    how: signal.Signals, code: int, becomes: type | None
+) -> None:
+    def main() -> int:
+        try:
+            signal.raise_signal(how)
+        except KeyboardInterrupt:
+            if becomes is None:
+                raise
+            raise becomes("made of it") from None
+        return 0
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    ended = call(main)
+    assert all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)  # the process ends now
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert (ended.code, ended.line) == (code, f"error: interrupted by {how.name}")
+
+
+def test_a_command_that_no_signal_ends_leaves_them_as_they_were() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    assert call(lambda: 0).code == 0
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def raising(error: BaseException) -> Callable[[], int]:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import BATCH, call, flags, left_behind, lines_of, settings
+from small_runs import BATCH, call, checkpoints, flags, left_behind, lines_of, settings, strict_json
 from torch import Tensor, nn
 
 import train
 from lora.methods import METHODS
 from tasks.losses import LOSSES
-from training.loop import TrainingError, stop_signals
+from training.loop import TrainingError
 from training.run import Run
+from training.signals import stop_signals
 
 SHAPES = {
     "sts": {},
@@ -140,7 +141,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_examples(
     assert len(set(ids)) == BATCH
     assert all(name.startswith("train") for name in ids)
     assert len(lines_of(tmp_path / "run" / "steps.jsonl")) == 4
-    assert call(train.main, *arguments).code == 0  # from the epoch before, as if nothing had been
+    assert checkpoints(tmp_path / "run")[-1].name.startswith("step-4-")
+    failure = strict_json((tmp_path / "run" / "checkpoint" / "failure.json").read_text())
+    assert (failure["step"], failure["task"], failure["what"], failure["examples"]) == (5, "sts", what, ids)
+    assert call(train.main, *arguments).code == 0  # from the step before, as if nothing had been
     assert call(train.main, *flags(tiny, small_data, out=tmp_path / "whole")).code == 0
     assert left_behind(tmp_path / "run") == left_behind(tmp_path / "whole")
 

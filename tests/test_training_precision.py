@@ -137,6 +137,7 @@ def test_an_fp16_step_that_overflows_is_skipped_and_the_scale_halves(tiny: Path,
     assert all(map(torch.equal, weights(trainer), before))
     assert trainer.scaler.get_scale() == 2.0**39
     assert line["grad_norm"] is None  # not Infinity, which is no JSON
+    assert trainer.progress.skipped == 1
     assert math.isfinite(line["loss"])
 
 
@@ -147,6 +148,7 @@ def test_the_scale_of_the_loss_is_taken_out_of_the_gradients(tiny: Path, small_d
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         lines.append(trainer.step())
         moved.append(weights(trainer))
+    assert trainer.progress.skipped == 0
     assert lines[0]["loss"] == lines[1]["loss"]
     assert lines[0]["grad_norm"] == pytest.approx(lines[1]["grad_norm"], rel=0.01)
     assert not all(map(torch.equal, moved[0], weights(fp16_trainer(tiny, small_data))))

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from lora.adapter_io import load_adapter, save_adapter
-from minibert.cache import cache_root
 from minibert.errors import InputError
 from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
-from minibert.hub import HASHES, resolve
-from minibert.sources import model_files
+from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
-from minibert.verify import sha256
 from tasks.base import Example, Task
 from tasks.data import Dataset
 from tasks.model import TaskModel
 from training.build import build_heads, build_tokenizer, load_encoder
 from training.config import Config, from_dict, to_dict
+from training.provenance import model_sha256
 
 CARD = "minibert.json"
 HEAD = "head.safetensors"
@@ -114,10 +112,7 @@ def load_adapter_folder(folder: Path, config: Config, head: Path) -> tuple[TaskM
 
 def weights_sha256(base: Path) -> dict[str, str]:
     """The SHA-256 of each file of weights in a folder that `resolve` gave."""
-    # What lies in the cache, resolve has just verified by these hashes.
-    known = read_json(base / HASHES)["sha256"] if base.parent == cache_root() else {}
-    files = [file for file in model_files(base) if file.endswith(".safetensors")]
-    return {file: known.get(file) or sha256(base / file) for file in files}
+    return model_sha256(base, ".safetensors")
 
 
 def read_card(folder: Path) -> Card:

@@ -1,4 +1,4 @@
-"""The command line of train.py: a flag for every field of `Config`. Imports no torch."""
+"""The command line of train.py: a flag for every field of `Config`, and flags.py's. Imports no torch."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from types import UnionType
 from typing import NoReturn, get_args
 
 from minibert.errors import InputError
-from training.config import Config, check, flag
-from training.tracking import TRACKERS
+from training.config import Config, check, flag, from_dict
+from training.flags import add_flags, check_flags
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,19 +45,7 @@ def build_parser() -> Parser:
             parser.add_argument(
                 flag(one.name), type=kind, default=one.default, metavar=metavar, help=text + shown
             )
-    parser.add_argument("--out", type=Path, help="the run's folder [runs/TASK-METHOD-TIME]")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the run that lies in --out, or start it there"
-    )
-    watch = {"nargs": "+", "choices": TRACKERS, "metavar": "TRACKER", "default": ()}
-    parser.add_argument("--track", **watch, help=f"also log the run to {' or '.join(TRACKERS)}, or both")
-    about = "say where the time of so many steps went, in the run's profile.txt and trace.json"
-    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=about)
-    parser.add_argument(
-        "--overfit-batch",
-        action="store_true",
-        help="train on one batch until its loss is near 0: the first thing to try if something is wrong",
-    )
+    add_flags(parser)
     return parser
 
 
@@ -73,26 +61,39 @@ def _shown(default: object) -> str:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The config, and what is no part of it: out, resume, track, profile, overfit_batch.
+    """The config, and what is no part of it: out, resume, track, profile, overfit_batch, ...
 
     Raises:
         InputError: for a flag or a value that makes no sense.
     """
-    given = build_parser().parse_args(arguments)
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    written = None
+    if given.config:
+        written = read_config(given.config)
+        parser.set_defaults(**chosen(written))
+        given = parser.parse_args(arguments)
     settings = {one.name: getattr(given, one.name) for one in fields(Config)}
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
     config = check(Config(**settings))
-    if given.resume and given.out is None:
-        raise InputError("--resume: expected --out, the folder of the run to continue")
-    if given.overfit_batch and given.out is not None:
-        raise InputError("--overfit-batch: writes nothing, so it goes without --out")
-    if given.overfit_batch and given.track:
-        raise InputError("--overfit-batch: shows its loss itself, so it goes without --track")
-    if given.overfit_batch and given.profile:
-        raise InputError("--overfit-batch: has no folder for a profile, so it goes without --profile")
-    if given.profile < 0:
-        raise InputError(f"--profile: expected a number of steps, got {given.profile}")
+    check_flags(given)
+    given.overridden = differing(written, config) if written else []
     return config, given
+
+
+def read_config(path: Path) -> Config:
+    """Raises:
+    InputError: if the file is no run's config.json.
+    """
+    from minibert.files import read_json  # which needs torch, and is seldom needed here
+
+    return from_dict(read_json(path), str(path))
+
+
+def differing(one: Config, other: Config) -> list[str]:
+    """The settings in which the second differs from the first: `rank 16 (8)`"""
+    names = [field.name for field in fields(Config) if getattr(one, field.name) != getattr(other, field.name)]
+    return [f"{name} {_shown(getattr(other, name))} ({_shown(getattr(one, name))})" for name in names]
 
 
 def chosen(config: Config) -> dict[str, object]:

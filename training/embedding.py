@@ -20,7 +20,7 @@ from tasks.model import TaskModel
 from training.build import default_pooling
 from training.config import Config
 from training.evaluate import encode_once
-from training.run_folder import load_run
+from training.run_folder import check_unchanged, load_run
 
 # What a dataset of sentences alone is of: there is nothing to predict.
 TEXTS = Task("texts", {}, ("text",), "", num_outputs=1, label_range=(0, 0), loss="mse", metrics=())
@@ -50,6 +50,7 @@ class Encoder:
         path = Path(name)
         if path.is_dir() and not any((path / file).is_file() for file in (WEIGHTS, INDEX)):
             config, model, tokenizer = load_run(path)
+            check_unchanged(path, config)
             return cls(TaskModel(model.bert, config.pooling, {}), tokenizer)
         folder = resolve(str(name))
         bert, pooling = load_bert(folder), default_pooling(str(name), folder)

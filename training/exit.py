@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from minibert.errors import InputError
+from training.signals import StopAtOnce
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -16,9 +17,13 @@ def run_command(main: Callable[[], int]) -> int:
     # oneDNN keeps a kernel of half a megabyte for each of the last 1,024 shapes it met, and the number of
     # packed tokens differs from batch to batch. It reads this when torch is first used, so before `main`.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    code = None
     try:
-        code = main()
-        sys.stdout.flush()
+        with StopAtOnce() as stop:
+            code = main()
+            sys.stdout.flush()
+        if code is None:
+            return _fail(f"interrupted by {signal.Signals(stop.signum).name}", 128 + stop.signum)
         return code
     except InputError as error:
         return _fail(str(error), 2)

@@ -1,10 +1,8 @@
 """The training loop: steps, epochs, the best weights, interruption."""
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,38 +18,15 @@ from training.config import Config
 from training.evaluate import encode_once, predict, score
 from training.memory import give_back_memory
 from training.optimizer import build_optimizer, lr_factor
+from training.signals import Received, stop_signals
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: one line that says at which step, and why."""
+    """A run that cannot go on: one line that says at which step, and why; `about` is that for programs."""
 
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; it has stopped between two steps, or before the first."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
-
-
-@contextmanager
-def stop_signals():
-    """A function: the signal (SIGINT, SIGTERM) that has come, or 0. A second one acts as usual."""
-    received = [0]
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(signum, frame):
-        received[0] = signum
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield lambda: received[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __init__(self, message: str, **about: object):
+        super().__init__(message)
+        self.about = about
 
 
 class Trainer:
@@ -82,6 +57,12 @@ class Trainer:
         self.progress = Progress()
         self.step_seconds = 0.0
         self.best_weights: dict[str, Tensor] = {}
+        self.stopped = Received()
+
+    @property
+    def epoch(self) -> int:
+        """The one under way, or just done: 1, 2, ...; 0 before the first step."""
+        return -(-self.progress.step // self.steps_per_epoch)
 
     @property
     def finished(self) -> bool:
@@ -114,6 +95,11 @@ class Trainer:
     @property
     def epoch_ended(self) -> bool:
         return self.finished or self.progress.step % self.steps_per_epoch == 0
+
+    @property
+    def unscored(self) -> bool:
+        """Whether an epoch's steps are done and its scores are not; a run may be stopped in between."""
+        return self.epoch_ended and len(self.progress.history) < self.epoch
 
     def encode_training_data(self) -> Iterator[tuple[int, int]]:
         """Where nothing in the encoder trains, have it read once what the steps train on; else do nothing.
@@ -165,14 +151,15 @@ class Trainer:
         norms = {name: self._clip(name) for name in batches}
         for name, batch in batches.items():
             self._check_finite(step, name, batch, values[name], norms[name])
+        norm = math.hypot(*norms.values())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
+        self.progress.skipped += not math.isfinite(norm)
         self.step_seconds = time.perf_counter() - started
         tokens = sum(sum(batch.sequences.lengths) for batch in batches.values())
         self._count(sum(values.values()), len(values), tokens, self.step_seconds)
-        norm = math.hypot(*norms.values())
         line = {
             "step": step + 1,
             "task": "+".join(batches),
@@ -198,16 +185,12 @@ class Trainer:
     def _check_finite(self, step: int, task: str, batch: Batch, loss: float, norm: float) -> None:
         # fp16's loss scale is lowered until the gradient is finite; at 1 it scales nothing, as without fp16.
         if not math.isfinite(loss) or (not math.isfinite(norm) and self.scaler.get_scale() <= 1):
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
-            raise TrainingError(
-                f"step {step + 1}: the {what} of {task} is not finite (examples {ids}); try a lower --lr"
-            )
+            raise not_finite("gradient" if math.isfinite(loss) else "loss", step + 1, task, batch)
 
-    def skip(self) -> None:
+    def rest(self) -> None:
         """Let the turns of tasks that rest go by: the schedule and all other batches stay as they are."""
         self.progress.step += 1
-        self.progress.skipped += 1
+        self.progress.rested += 1
 
     def _count(self, loss: float, turns: int, tokens: int, seconds: float) -> None:
         self.progress.epoch_loss += loss
@@ -221,10 +204,10 @@ class Trainer:
 
     def end_epoch(self, scored: Mapping[str, Mapping[str, Dataset]]) -> dict:
         """Score `scored` (split -> task -> data) and keep the weights if best; the line of metrics.jsonl."""
-        progress = self.progress
-        epoch = -(-progress.step // self.steps_per_epoch)
+        progress, epoch = self.progress, self.epoch
         give_back_memory()  # or what scoring takes would come on top of what the steps took
-        scores = {split: self.scores(data) for split, data in scored.items()}
+        with self.stopped.at_once():
+            scores = {split: self.scores(data) for split, data in scored.items()}
         leading = {
             split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
         }
@@ -262,21 +245,27 @@ class Trainer:
         """Train to the end from wherever `progress` is, then put the best weights into the model.
 
         Raises:
-            Interrupted: after the step or the batch under way, if SIGINT or SIGTERM came.
+            Interrupted: after the step or the batch under way, if SIGINT or SIGTERM came; scores are left.
         """
-        with stop_signals() as stopped:
+        with stop_signals() as self.stopped:
             self.model.train()
             for done, total in self.encode_training_data():
                 on_encoded(done, total)
-                if stopped():
-                    raise Interrupted(stopped())
-            while not self.finished:
-                if stopped():
-                    raise Interrupted(stopped())
-                if self.resting.issuperset(self.plan.turns.tasks(self.progress.step)):
-                    self.skip()
+                self.stopped.check()
+            while self.unscored or not self.finished:
+                self.stopped.check()
+                if self.unscored:
+                    on_epoch(self.end_epoch(scored))
+                elif self.resting.issuperset(self.plan.turns.tasks(self.progress.step)):
+                    self.rest()
                 else:
                     on_step(self.step())
-                if self.epoch_ended:
-                    on_epoch(self.end_epoch(scored))
+            self.stopped.check()
         load_trainable(self.model, self.best_weights)
+
+
+def not_finite(what: str, step: int, task: str, batch: Batch) -> TrainingError:
+    """The loss or the gradient of a step's batch."""
+    ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
+    line = f"step {step}: the {what} of {task} is not finite (examples {ids}); try a lower --lr"
+    return TrainingError(line, step=step, task=task, what=what, examples=list(batch.ids))

@@ -9,9 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from minibert.files import write_json, write_text
+from minibert.files import flush, write_json, write_text
 from minibert.hub import resolve
 from tasks import TASKS
 from tasks.base import Example
@@ -26,26 +24,27 @@ from training.build import (
     read_splits,
     start_heads,
 )
-from training.checkpoint import FILE as CHECKPOINT
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import Config
+from training.checkpoint import save_checkpoint
+from training.config import Config, to_dict
 from training.evaluate import predict
-from training.loop import Interrupted, Trainer, TrainingError
+from training.flags import Keeping
+from training.keeping import Pace, alone_in, keep
+from training.loop import Trainer, TrainingError
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
 from training.profiling import StepProfile
+from training.provenance import made_with, run_sha256
 from training.report import Bar, closing_table, header
+from training.resuming import go_on
 from training.run_folder import (
     RunFolder,
     append_line,
-    keep_lines,
     of_task,
-    same_settings,
     save_model,
     start_run,
-    versions,
     write_predictions,
 )
+from training.signals import Interrupted
 from training.tracking import Tracking
 
 
@@ -82,6 +81,8 @@ class Run:
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device)
+        self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch)
+        self.keeping = Keeping()
 
     def facts(self) -> dict[str, int]:
         """Numbers of parameters: what trains, and all."""
@@ -91,16 +92,28 @@ class Run:
             "total_parameters": sum(n for n, _ in counts),
         }
 
-    def train(self, folder: RunFolder, resume: bool, track: Sequence[str] = (), profiled: int = 0) -> int:
+    def train(
+        self,
+        folder: RunFolder,
+        resume: bool,
+        track: Sequence[str] = (),
+        profiled: int = 0,
+        keeping: Keeping | None = None,
+        anyway: bool = False,
+    ) -> int:
         """Train to the end, or until a signal, watched by the trackers in `track`; the exit code.
 
-        The time of `profiled` steps is looked at.
+        The time of `profiled` steps is looked at. A run made otherwise is resumed only if it is `anyway`.
         """
-        trainer = self.trainer
-        profiling = StepProfile(profiled, trainer.model, folder.path, trainer.total_steps)
-        best = self._begin(folder, resume)
-        progress = trainer.progress
-        trainer.best_weights = best
+        self.keeping = keeping or self.keeping
+        profiling = StepProfile(profiled, self.trainer.model, folder.path, self.trainer.total_steps)
+        with alone_in(folder.path):
+            self._begin(folder, resume, anyway)
+            return self._train(folder, track, profiling)
+
+    def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
+        trainer, progress = self.trainer, self.trainer.progress
+        pace = Pace(self.keeping, progress.step)
         print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
@@ -110,11 +123,15 @@ class Run:
             tracking.step(line, trainer.step_seconds)
             profiling.step(trainer.epoch_ended)
             bar.step(line, progress.tokens / progress.train_seconds)
+            if pace.due(progress.step):
+                self._checkpoint(folder)
+                pace.wrote(progress.step)
 
         def on_epoch(line: dict) -> None:
             self._write_history(folder)
             self._save_own_best(folder)
             self._checkpoint(folder)
+            pace.wrote(progress.step)
             tracking.epoch(line)
             bar.epoch(line)
 
@@ -127,30 +144,34 @@ class Run:
             again = f"--resume --out {folder.path} goes on from there"
             print(f"{stop}: stopped after step {progress.step}, saved; {again}", file=sys.stderr)
             return stop.exit_code
+        except TrainingError as error:
+            self._checkpoint(folder)
+            write_json({"error": str(error)} | error.about, folder.checkpoint / "failure.json")
+            raise
         self._finish(folder)
         return 0
 
-    def _begin(self, folder: RunFolder, resume: bool) -> dict[str, torch.Tensor]:
-        """Make or find the folder; the best weights so far."""
-        best: dict[str, torch.Tensor] = {}
+    def _begin(self, folder: RunFolder, resume: bool, anyway: bool) -> None:
         if resume and folder.config.exists():
-            same_settings(folder, self.config)
-            if (folder.checkpoint / CHECKPOINT).exists():
-                self.trainer.progress, best = load_checkpoint(
-                    folder.checkpoint, self.trainer.model, self.trainer.optimizer, self.trainer.scaler
-                )
-            keep_lines(folder.steps, "step", self.trainer.progress.step)
+            go_on(folder, self.trainer, self.made_with, anyway)
             self._write_history(folder)
         else:
             start_run(folder, self.config)
-        return best
 
     def _checkpoint(self, folder: RunFolder) -> None:
-        trainer = self.trainer
-        trainer.progress.scaler = trainer.scaler.state_dict()
+        trainer, progress = self.trainer, self.trainer.progress
+        progress.scaler = trainer.scaler.state_dict()
+        if folder.steps.exists():  # what a checkpoint says was done is on disk before it
+            flush(folder.steps)
         save_checkpoint(
-            folder.checkpoint, trainer.model, trainer.optimizer, trainer.best_weights, trainer.progress
+            folder.checkpoint,
+            trainer.model,
+            trainer.optimizer,
+            trainer.best_weights,
+            progress,
+            self.made_with,
         )
+        keep(folder.checkpoint, progress.step, self.keeping.kept)
 
     def _save_own_best(self, folder: RunFolder) -> None:
         """Before the checkpoint: a run that is killed between the two does the epoch again, and this."""
@@ -174,7 +195,7 @@ class Run:
             write_predictions(folder, split, predictions)
         give_back_memory()  # an adapter is tried out on a model of its own before it is called saved
         save_model(folder, self.config, model, self.base)
-        result = self.result()
+        result = self.result() | {"files": run_sha256(folder.path)}
         write_json(result, folder.result)
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
         print(closing_table(result, folder.path))
@@ -204,7 +225,7 @@ class Run:
             "train": best["train"],
             "metrics": best["metrics"],
             "epochs": len(progress.history),
-            "steps": progress.step - progress.skipped,
+            "steps": progress.step - progress.rested,
             "train_seconds": round(progress.train_seconds, 3),
             "tokens_per_second": round(progress.tokens / progress.train_seconds, 1),
             "peak_memory_mib": round(peak, 1),
@@ -215,7 +236,11 @@ class Run:
             "device": config.device,
             "precision": config.precision,
             "rows": {name: self._rows(name) for name in self.splits},
-            "versions": versions(),
+            "skipped_steps": progress.skipped,
+            "resumed_anyway": progress.changes,
+            "config": to_dict(config),
+            "sha256": {"data": self.made_with["data file"], "model": self.made_with["model file"]},
+            **{name: self.made_with[name] for name in ("versions", "threads", "cpu")},
         }
 
     def _rows(self, task: str) -> dict[str, int]:
@@ -238,36 +263,3 @@ def default_out(config: Config) -> Path:
     while (path := Path("runs") / (name if taken == 1 else f"{name}-{taken}")).exists():
         taken += 1
     return path
-
-
-OVERFIT_STEPS = 300
-OVERFIT_SHARE = 0.05
-
-
-def overfit_batch(config: Config) -> int:
-    """Train on one batch alone, without dropout or decay; 0 if its loss falls below 5 % of its start.
-
-    Whatever is wired up wrong - labels, loss, gradients, learning rate - fails here first, in seconds.
-
-    Raises:
-        TrainingError: if it does not.
-    """
-    still = {"dropout": 0.0, "encoder_dropout": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0}
-    steps = config.max_steps or OVERFIT_STEPS
-    run = Run(replace(config, **still, schedule="constant", max_steps=steps), one_batch=True)
-    trainer = run.trainer
-    trainer.model.train()
-    losses = []
-    with closing(Bar(steps, 0)) as bar:
-        for done, total in trainer.encode_training_data():
-            bar.encoded(done, total)
-        while not trainer.finished:
-            line = trainer.step()
-            losses.append(line["loss"])
-            bar.step(line, trainer.progress.tokens / trainer.progress.train_seconds)
-    # Several tasks take turns; each one's last loss counts.
-    last = sum(losses[-len(config.tasks) :]) / sum(losses[: len(config.tasks)])
-    print(f"one batch of {config.batch_size}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps")
-    if last >= OVERFIT_SHARE:
-        raise TrainingError(f"expected a loss below {OVERFIT_SHARE:.0%} of its start, got {last:.1%}")
-    return 0

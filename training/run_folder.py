@@ -13,13 +13,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from lora.by_task import with_adapters_of
 from lora.methods import METHODS
 from minibert.errors import InputError
-from minibert.files import read_json, write_json, write_safetensors, write_text
+from minibert.files import leftovers, read_json, write_json, write_safetensors, write_text
 from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
@@ -37,8 +36,10 @@ from training.adapter_folder import (
 from training.build import build_heads, build_tokenizer, load_encoder
 from training.config import OF_SEVERAL, Config, check, from_dict, to_dict
 from training.evaluate import Prediction
+from training.provenance import check_sha256
 
-PACKAGES = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
+READ_BACK = (HEAD, "adapter/", "model/")
+PLACES = ("model", "data", "device")  # settings that may be changed in a finished run's config.json
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class RunFolder:
         there = next(path for path in (self.path, *self.path.absolute().parents) if os.path.exists(path))
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise InputError(f"--out: expected a folder that can be written, {there} is none")
-        if there != self.path or not any(self.path.iterdir()):
+        if there != self.path or set(self.path.iterdir()) <= set(leftovers(self.path)):
             return
         if not self.config.is_file():
             raise InputError(f"--out: expected a new or empty folder, {self.path} holds something else")
@@ -119,18 +120,6 @@ def start_run(run: RunFolder, config: Config) -> None:
         write_json(to_dict(config), run.config)
     except OSError as error:
         raise InputError(f"--out: {run.path} cannot be written ({error.strerror or error})") from None
-
-
-def same_settings(run: RunFolder, config: Config) -> None:
-    """Raises:
-    InputError: if the run that lies there was made with other settings, naming the first that differs.
-    """
-    before, now = to_dict(read_run_config(run)), to_dict(config)
-    for name, value in now.items():
-        if before[name] != value:
-            raise InputError(
-                f"--resume: {run.path} was made with {name} {before[name]!r}, now it is {value!r}"
-            )
 
 
 def append_line(line: dict, path: Path) -> None:
@@ -214,6 +203,29 @@ def load_run(path: Path, task: str | None = None) -> tuple[Config, TaskModel, To
     return config, model.eval(), build_tokenizer(config, folder)
 
 
+def check_unchanged(path: Path, config: Config) -> None:
+    """To be asked once the run is loaded: what does not fit says more of itself than that it has changed.
+
+    An adapter folder that stands alone, and a run of an older version, say nothing of their own hashes.
+
+    Raises:
+        InputError: if a file of a finished run is not what its result.json says.
+    """
+    run = RunFolder(path)
+    if run.is_adapter:
+        return
+    result, now = read_json(run.result), to_dict(config)
+    for name, value in result.get("config", {}).items():
+        if name not in PLACES and now.get(name) != value:
+            raise InputError(
+                f"{run.config}: expected {name} {value!r} as {run.result} says, got {now.get(name)!r}"
+            )
+    files = result.get("files", {})
+    check_sha256(run.path, {name: files[name] for name in files if name.startswith(READ_BACK)}, run.result)
+    if config.method != "full":
+        check_sha256(resolve(config.model), result.get("sha256", {}).get("model", {}), run.result)
+
+
 def predictions_csv(prediction: Prediction) -> str:
     """id, prediction (class or score) and, for classes, p0 to pC-1."""
     text = io.StringIO()
@@ -226,10 +238,6 @@ def predictions_csv(prediction: Prediction) -> str:
         given = int(value) if classes else f"{value:.9g}"  # all that fp32 holds
         writer.writerow([name, given, *(f"{probabilities[i, c]:.6f}" for c in range(classes))])
     return text.getvalue()
-
-
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def write_predictions(run: RunFolder, split: str, predictions: Mapping[str, Prediction]) -> None:

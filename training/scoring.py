@@ -12,7 +12,7 @@ from tasks.data import Dataset
 from tasks.reader import read_examples
 from training.config import Config
 from training.evaluate import Prediction, predict
-from training.run_folder import RunFolder, load_run, predictions_csv, read_run_config
+from training.run_folder import RunFolder, check_unchanged, load_run, predictions_csv, read_run_config
 
 
 def score_file(path: Path, task_name: str | None, source: Path, target: Path, batch_size: int) -> int:
@@ -67,5 +67,6 @@ def choose_task(config: Config, name: str | None) -> Task:
 
 def predictions(path: Path, task: Task, examples: list[Example], batch_size: int) -> Prediction:
     config, model, tokenizer = load_run(path, task.name)
+    check_unchanged(path, read_run_config(RunFolder(path)))
     data = Dataset(task, examples, tokenizer, config.siamese(task))
     return predict(model, data, torch.device("cpu"), batch_size)
