@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from minibert.errors import InputError
-from training.signals import StopAtOnce
+from training.signals import StopAtOnce, interrupted
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -23,7 +23,7 @@ def run_command(main: Callable[[], int]) -> int:
             code = main()
             sys.stdout.flush()
         if code is None:
-            return _fail(f"interrupted by {signal.Signals(stop.signum).name}", 128 + stop.signum)
+            return _fail(interrupted(stop.signum), 128 + stop.signum)
         return code
     except InputError as error:
         return _fail(str(error), 2)

@@ -1,8 +1,11 @@
 """SIGINT and SIGTERM: at once where there is nothing to finish, between two steps where there is."""
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -15,11 +18,23 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
+def interrupted(signum: int) -> str:
+    return f"interrupted by {signal.Signals(signum).name}"
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported there."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 class StopAtOnce:
     """Inside, a signal raises KeyboardInterrupt, unless it is ignored, and what comes of it is swallowed.
 
-    `signum` is the one that came, or 0. A library that is being imported may make another exception of it.
-    After it the process is to end, and further ones are ignored: they would only change its exit code.
+    While a module is being imported it ends the process instead: nothing is half-written then, and a
+    library's own code, which expects no exception, would abort, or make another of it. `signum` is the one that came, or
+    0. After it the process is to end, and further ones are ignored: they would only change its exit code.
     """
 
     def __enter__(self) -> "StopAtOnce":
@@ -30,8 +45,12 @@ class StopAtOnce:
             signal.signal(number, self._stop)
         return self
 
-    def _stop(self, signum: int, frame: object) -> None:
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
+        if importing(frame):
+            sys.stdout.flush()
+            os.write(2, f"error: {interrupted(signum)}\n".encode())
+            os._exit(128 + signum)
         raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
