@@ -33,8 +33,9 @@ class StopAtOnce:
     """Inside, a signal raises KeyboardInterrupt, unless it is ignored, and what comes of it is swallowed.
 
     While a module is being imported it ends the process instead: nothing is half-written then, and a
-    library's own code, which expects no exception, would abort, or make another of it. `signum` is the one that came, or
-    0. After it the process is to end, and further ones are ignored: they would only change its exit code.
+    library's own code, which expects no exception, would abort, or make another of it. `signum` is the one
+    that came, or 0. After it the process is to end, and further ones are ignored: they would only change
+    its exit code.
     """
 
     def __enter__(self) -> "StopAtOnce":
