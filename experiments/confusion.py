@@ -37,15 +37,18 @@ def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> l
     Raises:
         InputError: if predictions are missing or damaged, or are not those of the labels' examples.
     """
+    from training.run_folder import RunFolder
+
     counts = [[0] * classes for _ in range(classes)]
     for run in runs:
-        for name, predicted in read_predictions(run.folder / "predictions-dev.csv", labels, classes):
+        path = RunFolder(run.folder).predictions("dev", run.task, only=run.only is None)
+        for name, predicted in read_predictions(path, labels, classes):
             counts[labels[name]][predicted] += 1
     return [[count / max(sum(row), 1) for count in row] for row in counts]
 
 
 def read_predictions(path: Path, labels: Mapping[str, int], classes: int) -> list[tuple[str, int]]:
-    """(id, class) of each example of predictions-dev.csv. Raises InputError as `confusion` does."""
+    """(id, class) of each example of a run's predictions on dev. Raises InputError as `confusion` does."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -102,7 +102,7 @@ def evaluate(run: Scored, with_model: bool = True) -> Evaluation:
 
 def _with_model(run: Scored) -> tuple[Order | None, np.ndarray]:
     """Pairs in both orders, and the tokens of each example [n]."""
-    config, model, tokenizer = load_run(run.path)
+    config, model, tokenizer = load_run(run.path, run.task.name)
     data = build_dataset(config, run.task, list(run.examples), tokenizer)
     lengths = data.lengths(np.arange(len(data)))
     if not run.task.is_pair:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.summary import RESULT, Record, read_records
+from experiments.summary import Record, by_task, is_number, of_task, read_record
 from minibert.errors import InputError
 from training.cli import command_of
 from training.config import Config, from_dict
@@ -13,9 +13,12 @@ from training.config import Config, from_dict
 CURVES = ("epoch", "loss", "dev", "train")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run(Record):
-    """A finished run of one task, with its folder and a line per epoch: epoch, loss, dev, train."""
+    """A finished run as one of its tasks saw it, with its folder and a line per epoch.
+
+    A line has epoch, dev, train, and loss, of which there is one for all tasks.
+    """
 
     folder: Path
     history: list[dict]
@@ -31,7 +34,7 @@ class LeftOut:
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
-    """Every folder, as a run or as left out.
+    """Every folder, as a run - one of several tasks once for each - or as left out.
 
     Raises:
         InputError: if there is no such folder.
@@ -41,14 +44,17 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
         if not folder.exists():
             raise InputError(f"{folder}: expected the folder of a run, there is none")
         try:
-            one = _read(folder)
+            found = _read(folder)
         except InputError as error:
-            one = LeftOut(folder, str(error))
-        (runs if isinstance(one, Run) else left_out).append(one)
+            found = LeftOut(folder, str(error))
+        if isinstance(found, LeftOut):
+            left_out.append(found)
+        else:
+            runs += found
     return runs, left_out
 
 
-def _read(folder: Path) -> Run | LeftOut:
+def _read(folder: Path) -> list[Run] | LeftOut:
     from minibert.files import read_json
 
     config_file, result_file = folder / "config.json", folder / "result.json"
@@ -56,12 +62,11 @@ def _read(folder: Path) -> Run | LeftOut:
         return LeftOut(folder, f"no run: there is no {config_file.name} in it")
     if not result_file.is_file():
         return _unfinished(folder, from_dict(read_json(config_file), str(config_file)))
-    (record,) = read_records([folder])
-    for name in RESULT:
-        value = record.result[name]
-        if not (isinstance(value, str) if name == "metric" else _is_number(value)):
-            raise InputError(f"{result_file}: expected {name} to be another kind of value, got {value!r}")
-    return Run(record.config, record.result, folder, read_history(folder / "metrics.jsonl"))
+    metrics = folder / "metrics.jsonl"
+    return [
+        Run(**vars(record), folder=folder, history=read_history(metrics, record.only))
+        for record in by_task(read_record(folder), folder)
+    ]
 
 
 def _unfinished(folder: Path, config: Config) -> LeftOut:
@@ -73,8 +78,8 @@ def _unfinished(folder: Path, config: Config) -> LeftOut:
     return LeftOut(folder, reason, tuple(command_of(config, folder, resume=True)))
 
 
-def read_history(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl.
+def read_history(path: Path, task: str | None = None) -> list[dict]:
+    """The lines of metrics.jsonl, with the scores of one task where a run has several.
 
     Raises:
         InputError: with file:line, unless each has the numbers of `CURVES`.
@@ -89,11 +94,9 @@ def read_history(path: Path) -> list[dict]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             line = None
-        if not isinstance(line, dict) or not all(_is_number(line.get(name)) for name in CURVES):
+        if task and isinstance(line, dict):
+            line = of_task(line, task)
+        if not isinstance(line, dict) or not all(is_number(line.get(name)) for name in CURVES):
             raise InputError(f"{path}:{number}: expected the numbers {', '.join(CURVES)}, got {text[:60]!r}")
         history.append(line)
     return history
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -25,8 +25,9 @@ def report(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> list[Block]:
     """
     groups: dict[tuple, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.config.task, run.config.model, run.config.data].append(run)
-    count = f"{len(runs)} finished run{'' if len(runs) == 1 else 's'}"
+        groups[run.task, run.config.model, run.config.data].append(run)
+    finished = len({run.folder for run in runs})
+    count = f"{finished} finished run{'' if finished == 1 else 's'}"
     others = f"; {len(left_out)} not finished or not readable, at the end" if left_out else ""
     blocks: list[Block] = [Heading(TITLE, 1), Paragraph(f"{count}{others}.")]
     for group in groups.values():

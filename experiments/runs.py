@@ -34,24 +34,21 @@ def run_cells(
 
 
 def records(cells: Sequence[Cell], out: Path) -> list[Record]:
-    """The finished runs among the cells, in order, but for those of several tasks, which have no row."""
+    """The finished runs among the cells, in order, those of several tasks once for each."""
     folder = GridFolder(out)
-    done = [cell for cell in cells if folder.result(cell.name).exists() and "+" not in cell.config.task]
+    done = [cell for cell in cells if folder.result(cell.name).exists()]
     return read_records([folder.run(cell.name) for cell in done])
 
 
 def report(cells: Sequence[Cell], out: Path) -> str:
-    """The table of the finished runs, which are also written to `out`/results.csv, a line each."""
+    """The table of the finished runs, written to `out`/results.csv too, a line per run and task."""
     from minibert.files import write_text
 
     found = records(cells, out)
     write_text(lines(found), out / "results.csv")
-    different = list({record.config: record for record in found}.values())  # a search may draw one twice
-    table = markdown(rows(different)) if found else "no finished run"
-    several = sum("+" in cell.config.task for cell in cells)
-    return table + (
-        f"\n{several} runs of several tasks have no row: see their result.json" if several else ""
-    )
+    # A search may draw a setting twice.
+    different = list({(record.config, record.task): record for record in found}.values())
+    return markdown(rows(different)) if found else "no finished run"
 
 
 def check_same(cell: Cell, run: Path) -> None:

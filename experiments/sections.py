@@ -12,8 +12,9 @@ from experiments.plots import Line, curves, pareto
 from experiments.summary import by_setting, shown, spread, trained_share
 from lora.methods import METHODS
 from minibert.errors import InputError
+from tasks import TASKS
 from training.cli import chosen, command_of
-from training.config import ADAPTERS, Config
+from training.config import OF_ADAPTERS, OF_SEVERAL, Config
 
 COSTS = {  # of result.json, as the plots call them
     "train_seconds": "training seconds",
@@ -27,6 +28,10 @@ NOTE = (
     "A row per setting; ± is the standard deviation over seeds. dev is that of each run's best epoch, which "
     "dev itself has chosen; train is scored on a sample. Seconds and memory compare only where the runs had "
     "the same machine, and to themselves."
+)
+SEVERAL = (
+    "A run of several tasks has a row here as in the part of each of its others: dev and train are this "
+    "task's, of the epoch that it kept; costs and training loss are those of all of them."
 )
 FRONT = (
     "Up and to the left is better; no setting beats one on the dashed line in both. ▼ is far below the "
@@ -58,10 +63,10 @@ class Comparison:
     def blocks(self) -> list[Block]:
         one = self.config
         return [
-            Heading(f"{one.task}, {self.metric}"),
+            Heading(f"{self.lines[0].runs[0].task}, {self.metric}"),
             Paragraph(f"Model {one.model}, data {one.data}."),
             self.summary(),
-            Paragraph(NOTE),
+            Paragraph(f"{NOTE} {SEVERAL}" if any(line.runs[0].only for line in self.lines) else NOTE),
             *self.plots(),
             *self.grid(),
             *self.confusions(),
@@ -148,7 +153,7 @@ class Comparison:
         ]
 
     def confusions(self) -> list[Block]:
-        task = self.config.tasks[0]
+        task = TASKS[self.lines[0].runs[0].task]
         if not task.is_classification:
             return []
         heading, classes = Heading("Confusion on dev", 3), range(task.num_outputs)
@@ -196,11 +201,13 @@ def in_order(values: Iterable) -> list:
 
 
 def applies(config: Config, name: str) -> bool:
-    """Whether a setting does anything in the config's method."""
+    """Whether a setting does anything in the config's method and number of tasks."""
     method = METHODS[config.method]
+    if name in OF_SEVERAL and len(config.tasks) == 1:
+        return False
     if name == "encoder_dropout":
         return method.trains_encoder or method.layer is not None
-    return method.layer is not None or name not in ADAPTERS
+    return method.layer is not None or name not in OF_ADAPTERS
 
 
 def differing(configs: Sequence[Config]) -> list[str]:

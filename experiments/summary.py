@@ -1,11 +1,14 @@
-"""Runs -> a table: `python -m experiments.summary runs/*`. Mean and spread over seeds, a row per setting."""
+"""Runs -> a table: `python -m experiments.summary runs/*`. Mean and spread over seeds, a row per setting.
+
+A run of several tasks has a row for each: its scores are that task's, its costs are those of all together.
+"""
 
 import csv
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,7 +18,7 @@ from training.config import Config, from_dict, to_dict
 from training.exit import run_command
 
 COLUMNS = ("task", "pair", "method", "settings", "trained", "seeds", "dev", "train", "seconds", "peak MiB")
-# What a line per run says of its result, beside its settings.
+# What a line per run and task says of its result, beside its settings.
 RESULT = [
     "metric",
     "dev",
@@ -28,18 +31,34 @@ RESULT = [
     "trainable_parameters",
     "total_parameters",
 ]
+PER_TASK = ("metric", "dev", "train")  # of these a run of several tasks has an object keyed by task
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run of one task: what it was told, and what came out."""
+    """A finished run: what it was told, and what came out; of several tasks, for one of them or for all.
+
+    Attributes:
+        only: the task that the result is about, of a run of several.
+    """
 
     config: Config
     result: dict
+    only: str | None = None
+
+    @property
+    def task(self) -> str:
+        return self.only or self.config.task
+
+    @property
+    def title(self) -> str:
+        """The task, and those it was trained beside: `sst with qqp, sts`"""
+        others = [task.name for task in self.config.tasks if task.name != self.task]
+        return f"{self.only} with {', '.join(others)}" if self.only else self.task
 
     @property
     def kind(self) -> tuple:
-        return self.config.task, self.config.pair, self.config.method, self.config.model, self.config.data
+        return self.title, self.config.pair, self.config.method, self.config.model, self.config.data
 
     @property
     def settings(self) -> dict[str, object]:
@@ -61,16 +80,47 @@ def read_record(folder: Path) -> Record:
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
-    """The runs in folders.
+    """The runs in folders, those of several tasks once for each.
 
     Raises:
-        InputError: if a folder holds no finished run of one task.
+        InputError: if a folder holds no finished run, or not the numbers of `RESULT`.
     """
-    records = [read_record(folder) for folder in folders]
-    for folder, record in zip(folders, records, strict=True):
-        if any(key not in record.result for key in RESULT) or not isinstance(record.result["dev"], float):
-            raise InputError(f"{folder / 'result.json'}: expected the result of a run of one task")
+    return [record for folder in folders for record in by_task(read_record(folder), folder)]
+
+
+def by_task(record: Record, folder: Path) -> list[Record]:
+    """The record of a run of one task; of a run of several one for each, with the scores of that task.
+
+    Raises:
+        InputError: naming the run's file, if its result lacks one of the numbers of `RESULT`.
+    """
+    names = [task.name for task in record.config.tasks]
+    if len(names) > 1:
+        records = [replace(record, only=name, result=of_task(record.result, name)) for name in names]
+    else:
+        records = [record]
+    for one in records:
+        for name in RESULT:
+            value = one.result.get(name)
+            if not (isinstance(value, str) if name == "metric" else is_number(value)):
+                expected = "the name of a metric" if name == "metric" else "a number"
+                of = f" of {one.only}" if one.only else ""
+                path = folder / "result.json"
+                raise InputError(f"{path}: expected {expected} as {name}{of}, got {value!r}")
     return records
+
+
+def of_task(result: Mapping, task: str) -> dict:
+    """What a result, or an epoch's line, says of a task: of the objects keyed by task, its part."""
+    parts = {name: result.get(name) for name in PER_TASK}
+    own = {name: part.get(task) if isinstance(part, Mapping) else None for name, part in parts.items()}
+    if isinstance(epochs := result.get("best_epoch"), Mapping):  # with an adapter for each task
+        own["best_epoch"] = epochs.get(task)
+    return {**result, **own}
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def by_setting(records: Sequence[Record]) -> list[list[Record]]:
@@ -81,7 +131,7 @@ def by_setting(records: Sequence[Record]) -> list[list[Record]]:
     """
     groups: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
-        groups[tuple(record.settings.items())].append(record)
+        groups[record.task, tuple(record.settings.items())].append(record)
     for group in groups.values():
         task, pair, method, *_ = group[0].kind
         seeds = sorted(record.config.seed for record in group)
@@ -150,21 +200,23 @@ def markdown(table: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -
 
 
 def lines(records: Sequence[Record]) -> str:
-    """A line per run, as CSV: every setting, and its result. Of folders the last name alone."""
+    """A line per run and task, as CSV: every setting, and its result. Of folders the last name alone."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(one.name for one in fields(Config)), *RESULT])
+    writer.writerow([*(one.name for one in fields(Config)), "scored_task", *RESULT])
     for record in records:
         settings = to_dict(record.config) | {"data": Path(record.config.data).name}
         told = [" ".join(value) if isinstance(value, list) else value for value in settings.values()]
-        writer.writerow([*told, *(record.result[key] for key in RESULT)])
+        writer.writerow([*told, record.task, *(record.result[key] for key in RESULT)])
     return text.getvalue()
 
 
 def main() -> int:
     parser = Parser(prog="python -m experiments.summary", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("--csv", type=Path, help="also write a line per run there: its settings, its result")
+    parser.add_argument(
+        "--csv", type=Path, help="also write a line per run and task: its settings, its result"
+    )
     given = parser.parse_args()
     records = read_records(given.runs)
     print(markdown(rows(records)))

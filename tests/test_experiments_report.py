@@ -170,13 +170,48 @@ def test_what_is_in_no_table_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert listed.keys() == {"empty", "begun", "several", "damaged", "torn", "odd"}
     assert listed["empty"] == "no run: there is no config.json in it"
     assert listed["begun"] == "not finished: running, stopped or failed after epoch 1 of 2"
-    for name, reason in [("several", "one task"), ("damaged", "expected JSON"), ("torn", "metrics.jsonl:1"),
-                         ("odd", "train\\_seconds")]:  # fmt: skip
+    reasons = {"several": "expected the name of a metric as metric of sst", "damaged": "expected JSON",
+               "torn": "metrics.jsonl:1", "odd": "train\\_seconds"}  # fmt: skip
+    for name, reason in reasons.items():
         assert reason in listed[name]
     assert "1 finished run; 6 not finished or not readable" in Seen(page).text
     (command,) = re.findall(r"python train.py .* --resume", markdown)
     config, beside = parse(shlex.split(command)[2:])
     assert (config.seed, beside.out) == (5, begun)
+
+
+def test_a_setting_that_does_nothing_in_a_run_does_not_name_it(tmp_path: Path) -> None:
+    alone = [write_run(tmp_path / "full", method="full"), write_run(tmp_path / "lora", rank=4)]
+    _, markdown = report(tmp_path, *alone)
+    full, lora = table(markdown, r"\#", "method")
+    assert "rank" not in full["settings"]
+    assert "alpha" not in full["settings"]
+
+
+@pytest.mark.parametrize("adapters", ["shared", "per-task"])
+def test_a_run_of_several_tasks_stands_in_the_part_of_each(
+    adapters: str, tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    told = {"both": {"task": "sst+sts", "adapters": adapters, "best": "per-task", "epochs": 4, "lr": 0.03},
+            "sst": {"task": "sst", "lr": 0.02}, "sts": {"task": "sts", "lr": 0.02}}  # fmt: skip
+    for name, changes in told.items():
+        ended = call(train.main, *flags(tiny, small_data, out=runs / name, method="lora", **changes))
+        assert (ended.code, ended.err) == (0, "")
+    page, markdown = report(tmp_path, *(runs / name for name in told))
+    assert "3 finished runs." in Seen(page).text
+    result = json.loads((runs / "both" / "result.json").read_text())
+    for task in ("sst", "sts"):
+        part = markdown[markdown.index(f"## {task}, ") :]
+        together, alone = table(part, r"\#", "method")
+        assert together["dev"] == f"{result['dev'][task]:.4f}"
+        assert "task sst+sts" in together["settings"]
+        assert f"task {task}" in alone["settings"]
+        assert "adapters" not in alone["settings"]
+        row, _ = table(part, "run", r"\#", "seed")
+        epoch = result["best_epoch"]
+        assert row["best epoch"] == str(epoch[task] if isinstance(epoch, dict) else epoch)
+        assert ("| label |" in part[: part.index("### Every run")]) == (task == "sst")
 
 
 def test_runs_none_of_which_has_finished_make_a_report_too(tmp_path: Path) -> None:

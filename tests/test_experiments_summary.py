@@ -84,10 +84,46 @@ def test_a_seed_that_stands_there_twice_is_refused(tmp_path):
         rows(read_records(folders))
 
 
-@pytest.mark.parametrize("changes", [{"dev": {"sts": 0.5}}, {"dev": None}])
-def test_what_is_no_result_of_one_task_is_refused(tmp_path, changes):
-    with pytest.raises(InputError, match="one task"):
+@pytest.mark.parametrize("changes", [{"dev": {"sts": 0.5}}, {"dev": None}, {"dev": True}])
+def test_what_is_no_result_is_refused(tmp_path, changes):
+    with pytest.raises(InputError, match=r"run/result.json: expected a number as dev, got "):
         read_records([write_run(tmp_path / "run", changes)])
+
+
+SEVERAL = {
+    "dev": {"sst": 0.4, "sts": 0.8},
+    "train": {"sst": 0.5, "sts": 0.9},
+    "metric": {"sst": "accuracy", "sts": "pearson"},
+}
+
+
+def test_a_run_of_several_tasks_has_a_row_and_a_line_for_each(tmp_path):
+    folders = [
+        write_run(tmp_path / f"both{seed}", SEVERAL | {"dev": {"sst": 0.4 + seed, "sts": 0.8}},
+                  task="sst+sts", seed=seed)
+        for seed in range(2)
+    ]  # fmt: skip
+    alone = write_run(tmp_path / "alone", task="sst")
+    table = [dict(zip(COLUMNS, row, strict=True)) for row in rows(read_records([*folders, alone]))]
+    assert [(row["task"], row["seeds"], row["dev"][:6], row["train"][:6]) for row in table] == [
+        ("sst with sts", "2", f"{mean([0.4, 1.4]):.4f}", "0.5000"),
+        ("sts with sst", "2", "0.8000", "0.9000"),
+        ("sst", "1", "0.5000", "0.6000"),
+    ]
+    assert call(main, *folders, "--csv", tmp_path / "runs.csv").code == 0
+    with open(tmp_path / "runs.csv", newline="") as file:
+        lines = [
+            (one["task"], one["scored_task"], one["metric"], one["train"]) for one in csv.DictReader(file)
+        ]
+    assert lines == 2 * [("sst+sts", "sst", "accuracy", "0.5"), ("sst+sts", "sts", "pearson", "0.9")]
+
+
+@pytest.mark.parametrize("changes", [{"dev": {"sst": 0.4}}, {"dev": 0.4}, {"train": None}])
+def test_a_run_of_several_tasks_that_lacks_a_score_is_refused(tmp_path, changes):
+    folder = write_run(tmp_path / "run", SEVERAL | changes, task="sst+sts")
+    (name,) = changes
+    with pytest.raises(InputError, match=rf"result.json: expected a number as {name} of s[st]"):
+        read_records([folder])
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from tasks.data import Batch, Dataset
 from tasks.mixture import Mixture
 from tasks.model import TaskModel
 from tasks.objective import objective
-from training.best import dev_scores, longest_wait, mean, single
+from training.best import dev_scores, epochs_kept, longest_wait, mean, single
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.evaluate import encode_once, predict, score
@@ -33,7 +33,7 @@ class Trainer:
     """Trains a model on its tasks' data; what is written, shown or saved is for others to decide.
 
     Attributes:
-        progress: how far it is; `best_weights` are those of `progress.best_epoch`.
+        progress: how far it is; `best_weights` are those of `best.epochs_kept`.
         step_seconds: what the last step took.
         encodes_once: nothing in the encoder trains, so that what it makes of an example never changes.
     """
@@ -219,8 +219,17 @@ class Trainer:
         progress.epoch_turns = 0
         if progress.best is None or mean(leading["dev"]) > mean(progress.best):
             progress.best, progress.best_epoch = leading["dev"], epoch
-            self.best_weights = {name: tensor.clone() for name, tensor in trainable_state(self.model).items()}
+        self._keep_best()
         return line
+
+    def _keep_best(self) -> None:
+        """The weights of the epoch just scored, if it is the best; else, or of each task, what they were."""
+        kept, epoch = epochs_kept(self.config, self.progress.history), self.progress.history[-1]["epoch"]
+        new = {task for task, one in kept.items() if one == epoch}
+        for name, tensor in trainable_state(self.model).items():
+            # Either all tasks keep one epoch, or whatever trains is some task's own.
+            if len(new) == len(kept) or new.intersection(name.split(".")):
+                self.best_weights[name] = tensor.clone()
 
     def scores(self, data: Mapping[str, Dataset]) -> dict[str, dict[str, float]]:
         scores = {}

@@ -89,11 +89,18 @@ def numbers(scores: float | Mapping[str, float]) -> str:
     return f"{scores:.4f}"
 
 
+def epochs(best: int | Mapping[str, int]) -> str:
+    """`epoch 3`, or of tasks that keep one each `epochs sst 1, sts 3`"""
+    if isinstance(best, Mapping):
+        return "epochs " + ", ".join(f"{task} {epoch}" for task, epoch in best.items())
+    return f"epoch {best}"
+
+
 def closing_table(result: Mapping, out: Path) -> str:
     """The result, for people; result.json has it for programs."""
     peak, above = result["peak_memory_mib"], result["memory_above_start_mib"]
     rows = {
-        f"dev {numbers_name(result['metric'])}": f"{numbers(result['dev'])} (epoch {result['best_epoch']})",
+        f"dev {numbers_name(result['metric'])}": f"{numbers(result['dev'])} ({epochs(result['best_epoch'])})",
         **{
             f"{task}'s own best": f"{own['dev']:.4f} (epoch {own['epoch']})"
             for task, own in result["best_per_task"].items()

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from minibert.files import flush, write_json, write_text
 from minibert.hub import resolve
-from tasks import TASKS
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
 from training.adapter_folder import save_adapter_folder
-from training.best import best_per_task, single
+from training.best import best_per_task, of_kept, single
 from training.build import (
     build_dataset,
     build_model,
@@ -39,7 +38,6 @@ from training.resuming import go_on
 from training.run_folder import (
     RunFolder,
     append_line,
-    of_task,
     save_model,
     start_run,
     write_predictions,
@@ -175,13 +173,12 @@ class Run:
 
     def _save_own_best(self, folder: RunFolder) -> None:
         """Before the checkpoint: a run that is killed between the two does the epoch again, and this."""
+        if self.config.best == "mean" or self.config.adapters == "per-task":  # whose best weights are these
+            return
         history = self.trainer.progress.history
         for task, own in best_per_task(self.config, history).items():
-            if self.config.best == "per-task" and own["epoch"] == len(history):
-                config, model = self.config, self.trainer.model
-                if config.adapters == "per-task":
-                    config, model = of_task(config, model, TASKS[task])
-                save_adapter_folder(folder.adapter_of(task), config, model, self.base)
+            if own["epoch"] == len(history):
+                save_adapter_folder(folder.adapter_of(task), self.config, self.trainer.model, self.base)
 
     def _write_history(self, folder: RunFolder) -> None:
         history = self.trainer.progress.history
@@ -208,7 +205,6 @@ class Run:
         is trained on, whether or not the encoder reads it anew.
         """
         config, progress = self.config, self.trainer.progress
-        best = next(line for line in progress.history if line["epoch"] == progress.best_epoch)
         start = self.memory_at_start if self.device.type == "cpu" else 0.0
         peak = max(start, peak_memory_mib(self.device))  # Linux counts to within some pages a core
         return {
@@ -219,11 +215,8 @@ class Run:
             "data": config.data,
             "seed": config.seed,
             "metric": single({task.name: task.metrics[0] for task in config.tasks}),
-            "dev": best["dev"],
-            "best_epoch": progress.best_epoch,
+            **of_kept(config, progress.history),
             "best_per_task": best_per_task(config, progress.history),
-            "train": best["train"],
-            "metrics": best["metrics"],
             "epochs": len(progress.history),
             "steps": progress.step - progress.rested,
             "train_seconds": round(progress.train_seconds, 3),

@@ -150,9 +150,8 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
     write_safetensors(model.heads.state_dict(), run.head)
     method = METHODS[config.method]
     if config.adapters == "per-task":
-        if config.best == "mean":  # else each task's was written when it was best
-            for task in config.tasks:
-                save_adapter_folder(run.adapter_of(task.name), *of_task(config, model, task), base)
+        for task in config.tasks:
+            save_adapter_folder(run.adapter_of(task.name), *of_task(config, model, task), base)
     elif method.layer:
         save_adapter_folder(run.adapter, config, model, base)
     elif method.trains_encoder:
