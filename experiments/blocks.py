@@ -134,10 +134,16 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
-def page(title: str, blocks: Sequence[Block]) -> str:
-    """One HTML file that needs no other, and may fetch none: its own policy forbids it."""
-    folder = files("experiments")
-    style, script = (folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+def page(title: str, blocks: Sequence[Block], parts: Sequence[str] = ()) -> str:
+    """One HTML file that needs no other, and may fetch none: its own policy forbids it.
+
+    `parts` names the .css and .js beside page's that the blocks need.
+    """
+    folder, names = files("experiments"), ("page", *parts)
+    style, script = (
+        "".join(folder.joinpath(f"{name}.{kind}").read_text(encoding="utf-8") for name in names)
+        for kind in ("css", "js")
+    )
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return f"""<!doctype html>
 <html lang="en">

@@ -1,10 +1,10 @@
 """Which classes a run takes for which, from its predictions and the labels of the data folder."""
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.labelled import labelled
 from experiments.listing import Run
 from minibert.errors import InputError
 from tasks.base import Task
@@ -12,21 +12,8 @@ from training.config import Config
 
 
 def dev_labels(config: Config, task: Task) -> dict[str, int]:
-    """id -> class of the dev file; nothing is downloaded for it.
-
-    Raises:
-        InputError: if the data folder is no longer there, or cannot be read.
-    """
-    from tasks.course import cached_folder
-    from tasks.reader import read_examples
-    from training.build import data_folder
-
-    folder = cached_folder() if config.data == "cs224n" else Path(config.data)
-    if config.data != "demo" and not os.path.isfile(folder / task.files["dev"]):
-        raise InputError(f"{folder}: there is no {task.files['dev']} any more")
-    folder = data_folder(config) if config.data == "demo" else folder
-    examples, _ = read_examples(folder / task.files["dev"], task, labelled=True)
-    return {example.id: int(example.label) for example in examples}
+    """id -> class of the dev file. Raises InputError as `labelled` does."""
+    return {example.id: int(example.label) for example in labelled(config, task, "dev")}
 
 
 def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> list[list[float]]:

@@ -51,6 +51,14 @@ class Tokenizer:
         encoded = iter(self._tokenizer.encode_batch_fast(sides, add_special_tokens=False))
         return [self._join([next(encoded).ids for _ in pair]) for pair in pairs]
 
+    def tokens(self, input_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's words and pieces of words; a piece that goes on begins with ##."""
+        return [self._tokenizer.id_to_token(one) for one in input_ids]
+
+    def count(self, text: str) -> int:
+        """How many tokens a text makes before it is cut, without [CLS] and [SEP]."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def _join(self, sides: list[list[int]]) -> Encoded:
         room = self.max_length - 1 - len(sides)  # for tokens between [CLS] and the [SEP]s
         lengths = [len(side) for side in sides]

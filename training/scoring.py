@@ -1,6 +1,7 @@
 """Using a finished run: from its folder and a text, or a file of them, to predictions."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +42,19 @@ def score_text(path: Path, task_name: str | None, texts: list[str]) -> str:
         InputError: if the run cannot be used, the number of texts is not the task's, or they are not UTF-8.
     """
     task = choose_task(read_run_config(RunFolder(path)), task_name)
+    result = predictions(path, task, [text_example(task, texts)], batch_size=1)
+    if result.probabilities is None:
+        return f"{result.predictions[0]:.4f}"
+    shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
+    return f"{result.predictions[0]} {shares}"
+
+
+def text_example(task: Task, texts: Sequence[str]) -> Example:
+    """What a user typed, as an example without a label.
+
+    Raises:
+        InputError: if the number of texts is not the task's, one is empty, or they are not UTF-8.
+    """
     given = tuple(text.strip() for text in texts)
     if any("\ud800" <= letter <= "\udfff" for text in given for letter in text):  # how Python keeps odd bytes
         raise InputError("--text: expected UTF-8, got other bytes")
@@ -48,11 +62,7 @@ def score_text(path: Path, task_name: str | None, texts: list[str]) -> str:
         wanted = " and ".join(task.text_columns)
         got = len(given) if all(given) else "an empty one"
         raise InputError(f"--text: expected {len(task.text_columns)} for {task.name} ({wanted}), got {got}")
-    result = predictions(path, task, [Example("text", given, None)], batch_size=1)
-    if result.probabilities is None:
-        return f"{result.predictions[0]:.4f}"
-    shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
-    return f"{result.predictions[0]} {shares}"
+    return Example("text", given, None)
 
 
 def choose_task(config: Config, name: str | None) -> Task:
