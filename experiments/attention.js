@@ -1,6 +1,7 @@
 // What each token attends to: a token that is pointed at, or reached by the keyboard, shades the others by
 // its row of the weights; the maps are all of its rows.
 const CELL = 18, SMALLEST = 3, WIDEST = 720, LABELLED = 12; // pixels
+const FONT = "11px system-ui, sans-serif";
 
 function decode(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -66,9 +67,11 @@ class Attention {
     this.told.textContent = `${this.name(i)} attends to ${list}${row.length > 5 ? ", ..." : ""}`;
   }
 
+  // The square of a map under the pointer.
   point(map, event) {
-    const { rows, columns, cell, left, top } = map.layout;
-    const i = rows[0] + Math.floor((event.offsetY - top) / cell), j = columns[0] + Math.floor((event.offsetX - left) / cell);
+    const { rows, columns, cell, left, top } = this.layout(map);
+    const i = rows[0] + Math.floor((event.offsetY - top) / cell);
+    const j = columns[0] + Math.floor((event.offsetX - left) / cell);
     if (i < rows[0] || i >= rows[1] || j < columns[0] || j >= columns[1]) return;
     this.show(i);
     this.told.textContent = `${this.name(i)} attends to ${this.name(j)}: ${percent(this.weight(i, j))}`;
@@ -78,48 +81,59 @@ class Attention {
     for (const map of this.maps) this.drawMap(map);
   }
 
-  // A square for each weight, darkest where it is the map's largest; the tokens beside it where there is room.
-  drawMap(map) {
+  // Where in a map its squares lie; left and above there is room for the tokens' names, unless squares are small.
+  layout(map) {
     const [rows, columns] = [map.dataset.rows, map.dataset.columns].map((text) => text.split(" ").map(Number));
     const [down, across] = [rows[1] - rows[0], columns[1] - columns[0]];
     const cell = Math.max(SMALLEST, Math.min(CELL, Math.floor(WIDEST / Math.max(down, across))));
-    const pen = map.getContext("2d"), style = getComputedStyle(document.documentElement);
-    const font = "11px system-ui, sans-serif", scale = devicePixelRatio || 1;
-    pen.font = font;
-    const room = ([first, end]) => 6 + Math.ceil(Math.max(...this.tokens.slice(first, end).map(
-      (token) => pen.measureText(token.textContent).width)));
+    const pen = map.getContext("2d");
+    pen.font = FONT;
+    const width = (token) => pen.measureText(token.textContent).width;
+    const room = ([first, end]) => 6 + Math.ceil(Math.max(...this.tokens.slice(first, end).map(width)));
     const [left, top] = cell < LABELLED ? [0, 0] : [room(rows), room(columns)];
-    map.layout = { rows, columns, cell, left, top };
-    const [width, height] = [left + across * cell + 1, top + down * cell + 1];
+    return { rows, columns, down, across, cell, left, top, pen };
+  }
+
+  // A square for each weight, darkest where it is the map's largest.
+  drawMap(map) {
+    const layout = this.layout(map), { rows, columns, down, across, cell, left, top, pen } = layout;
+    const scale = devicePixelRatio || 1, [width, height] = [left + across * cell, top + down * cell];
     [map.width, map.height] = [width * scale, height * scale];
     [map.style.width, map.style.height] = [`${width}px`, `${height}px`];
     pen.scale(scale, scale);
-    pen.font = font;
     const squares = [];
     for (let i = 0; i < down; i++) {
       for (let j = 0; j < across; j++) squares.push([i, j, this.coloured(rows[0] + i, columns[0] + j)]);
     }
     const largest = squares.reduce((most, [, , share]) => Math.max(most, share), 0);
-    map.title = `darkest: ${percent(largest)}`;
-    const shaded = style.getPropertyValue("--shaded");
+    map.closest("figure").querySelector(".darkest").textContent = `darkest: ${percent(largest)}`;
+    const side = cell - (cell > 6), shaded = colour("--shaded");
     for (const [i, j, share] of squares) {
       pen.fillStyle = `rgba(${shaded}, ${0.04 + 0.96 * share / (largest || 1)})`;
-      pen.fillRect(left + j * cell, top + i * cell, cell - (cell > 6), cell - (cell > 6));
+      pen.fillRect(left + j * cell, top + i * cell, side, side);
     }
-    if (!left) return;
-    pen.fillStyle = style.getPropertyValue("--text");
+    if (left) this.drawNames(layout);
+  }
+
+  drawNames({ rows, columns, cell, left, top, pen }) {
+    pen.font = FONT; // a canvas that is given a size forgets it
+    pen.fillStyle = colour("--text");
     pen.textBaseline = "middle";
     pen.textAlign = "right";
-    for (let i = 0; i < down; i++) pen.fillText(this.tokens[rows[0] + i].textContent, left - 4, top + (i + 0.5) * cell);
+    this.tokens.slice(...rows).forEach((token, i) => pen.fillText(token.textContent, left - 4, top + (i + 0.5) * cell));
     pen.textAlign = "left";
-    for (let j = 0; j < across; j++) {
+    this.tokens.slice(...columns).forEach((token, j) => {
       pen.save();
       pen.translate(left + (j + 0.5) * cell, top - 4);
       pen.rotate(-Math.PI / 2);
-      pen.fillText(this.tokens[columns[0] + j].textContent, 0, 0);
+      pen.fillText(token.textContent, 0, 0);
       pen.restore();
-    }
+    });
   }
+}
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name);
 }
 
 function percent(share) {

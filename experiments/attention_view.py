@@ -91,6 +91,7 @@ class Attention:
     def _map_html(self, title: str, rows: slice, columns: slice) -> str:
         places = f'data-rows="{rows.start} {rows.stop}" data-columns="{columns.start} {columns.stop}"'
         return (
-            f'<figure><figcaption>{title}</figcaption><div class="scroll" tabindex="0">'
+            f'<figure><figcaption>{title}<br><span class="darkest"></span></figcaption>'
+            '<div class="scroll" tabindex="0">'
             f'<canvas role="img" aria-label="{title}" {places}></canvas></div></figure>'
         )

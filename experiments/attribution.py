@@ -84,7 +84,9 @@ def attribute(
         steps, before = 2 * steps, values
 
 
-def attribute_example(model: TaskModel, data: Dataset, target: int) -> Attribution:
+def attribute_example(
+    model: TaskModel, data: Dataset, target: int, tolerance: float = TOLERANCE
+) -> Attribution:
     """Of a dataset's one example: what its words add to the probability of class `target`, or to the score.
 
     The baseline has the zero vector in the place of each word's, as in the paper's section 3; positions,
@@ -99,7 +101,7 @@ def attribute_example(model: TaskModel, data: Dataset, target: int) -> Attributi
             logits = model(data.task.name, batch)  # [k, C]
         return (logits.softmax(dim=1) if data.task.is_classification else logits)[:, target]
 
-    return attribute(f, x, x * framing(data)[:, None])
+    return attribute(f, x, x * framing(data)[:, None], tolerance)
 
 
 @torch.no_grad()

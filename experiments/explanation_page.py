@@ -16,9 +16,9 @@ ATTRIBUTED = (
 )
 ATTENDED = (
     "The model's own weights: what share the value of each token has in what a head gives to a token. They "
-    "say what was read, not what decided: for that, see the words above. Deep layers mix what others have "
-    "mixed, so a token stands for more than its word there; [CLS] and [SEP] often take what a head has no "
-    "use for. Shades go up to the largest that is shown."
+    "say what was read, not what decided. Deep layers mix what others have mixed, so a token stands for more "
+    "than its word there; [CLS] and [SEP] often take what a head has no use for. Shades go up to the largest "
+    "that is shown."
 )
 
 
