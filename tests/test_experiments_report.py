@@ -5,7 +5,6 @@ import random
 import re
 import shlex
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Seen
 from small_runs import call, column, flags, write_data
 from written_runs import write_run
 
@@ -27,22 +27,6 @@ from training.config import from_dict
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 NASTY = "<img src=x onerror=alert(1)>|$x$ `a` </script><b>"
-
-
-class Seen(HTMLParser):
-    """Every tag with its attributes, and every text, as a browser would see them."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def report(tmp_path: Path, *folders: Path) -> tuple[str, str]:

@@ -1,20 +1,15 @@
 """The report in a real browser: nothing fetched, no error, no sideways scrolling, tables sorted."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import Opened
 from small_runs import call
 from written_runs import write_run
 
 from experiments.report import main
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 LONG = "a_very_long_name_of_a_run_" * 4
 
 
@@ -31,27 +26,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Pat
     folders.append(write_run(folder / f"{LONG}-begun", finished=False))
     assert call(main, *folders, "--out", folder / "report.html").code == 0
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with playwright.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-class Opened:
-    """A page, with what it said and asked for."""
-
-    def __init__(self, browser, file: Path, width: int, scheme: str):
-        self.page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(file.as_uri())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
