@@ -15,6 +15,7 @@ from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
 
+POOL = 50  # batches whose examples are sorted by length together
 ROUND = 64  # M is filled up to a multiple of this: see `Sequences.filler`
 
 
@@ -161,3 +162,19 @@ class Dataset:
 def epoch_order(length: int, seed: int, task: str, epoch: int) -> np.ndarray:
     """The order of a task's examples in an epoch: a pure function, so that nothing is saved to resume."""
     return np.random.default_rng([seed, zlib.crc32(task.encode()), epoch]).permutation(length)
+
+
+def like_length(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """An order whose batches hold examples of nearly one length, for an order drawn at random.
+
+    Each `POOL` batches' worth of it is sorted by length and cut into batches, and these are dealt out anew;
+    the one that is not full, where there is one, stays last. As `order` is random, so is what stands in its
+    first places: it says where each batch goes. `lengths` [len] are the examples', whatever the order.
+    """
+    pool = POOL * batch_size
+    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    by_length = np.concatenate([one[np.argsort(lengths[one], kind="stable")] for one in pools])
+    full = len(order) // batch_size
+    batches = by_length[: full * batch_size].reshape(full, batch_size)
+    places = np.argsort(order[:full], kind="stable")  # a permutation of the batches
+    return np.concatenate([batches[places].ravel(), by_length[full * batch_size :]])

@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping
 
 import numpy as np
 
-from tasks.data import Batch, Dataset, epoch_order
+from tasks.data import Batch, Dataset, epoch_order, like_length
 
 
 def turns_per_epoch(batches: Mapping[str, int], temperature: float) -> dict[str, int]:
@@ -82,7 +82,7 @@ class Mixture:
     """Training batches of tasks in turn; a task whose data runs out starts over, in another order.
 
     With a temperature of infinity the tasks go round, as many turns for each. `together` has a step take a
-    batch of each task whose turn has come.
+    batch of each task whose turn has come, `alike` has a batch hold examples of nearly one length.
     """
 
     def __init__(
@@ -92,8 +92,9 @@ class Mixture:
         seed: int,
         temperature: float = math.inf,
         together: bool = False,
+        alike: bool = False,
     ):
-        self.datasets, self.batch_size, self.seed = dict(datasets), batch_size, seed
+        self.datasets, self.batch_size, self.seed, self.alike = dict(datasets), batch_size, seed, alike
         self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
         per_epoch = turns_per_epoch(self.batches, temperature)
         self.turns = TurnsTogether(per_epoch) if together else Turns(per_epoch)
@@ -112,14 +113,20 @@ class Mixture:
     def _batch(self, name: str, step: int) -> Batch:
         epoch, index = divmod(self.turns.had(name, step), self.batches[name])  # of its own data
         if self._orders.get(name, (None,))[0] != epoch:
-            data = self.datasets[name]
-            self._orders[name] = (epoch, epoch_order(len(data), self.seed, name, epoch))
+            self._orders[name] = (epoch, self._order(name, epoch))
         chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
         # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
         data = self.datasets[name]
         return data.collate(data.longest_first(chosen))
 
+    def _order(self, name: str, epoch: int) -> np.ndarray:
+        """Of a task's examples in an epoch of its own data: a batch after the other."""
+        data = self.datasets[name]
+        order = epoch_order(len(data), self.seed, name, epoch)
+        if self.alike:
+            order = like_length(order, data.lengths(np.arange(len(data))), self.batch_size)
+        return order
+
     def used(self, name: str, steps: int) -> np.ndarray:
         """The examples of a task, in the data's order, that the first `steps` steps train on."""
-        order = epoch_order(len(self.datasets[name]), self.seed, name, epoch=0)
-        return np.sort(order[: self.turns.had(name, steps) * self.batch_size])
+        return np.sort(self._order(name, epoch=0)[: self.turns.had(name, steps) * self.batch_size])

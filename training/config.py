@@ -19,6 +19,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
 BESTS = ("mean", "per-task")
 ADAPTERS = ("shared", "per-task")
+ORDERS = ("random", "like-length")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -95,6 +96,9 @@ class Config:
         "mean", "whose new best is waited for; a task's: it takes no more turns", BESTS, added=True
     )
     batch_size: int = setting(32, "examples of a step")
+    order: str = setting(
+        "random", "of the examples; like-length: each batch's are of nearly one length", ORDERS, added=True
+    )
     lr: float | None = setting(
         None, f"peak learning rate [{', '.join(f'{n} {m.lr:g}' for n, m in METHODS.items())}]"
     )

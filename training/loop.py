@@ -42,7 +42,12 @@ class Trainer:
         self.config, self.model, self.device = config, model.to(device), device
         self.together = config.adapters == "per-task"
         self.plan = Mixture(
-            train, config.batch_size, config.seed, config.mixing_temperature, together=self.together
+            train,
+            config.batch_size,
+            config.seed,
+            config.mixing_temperature,
+            together=self.together,
+            alike=config.order == "like-length",
         )
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
