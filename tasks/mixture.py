@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping
 import numpy as np
 
 from tasks.data import Batch, Dataset, epoch_order, like_length
+from tasks.share import Share
 
 
 def turns_per_epoch(batches: Mapping[str, int], temperature: float) -> dict[str, int]:
@@ -82,7 +83,8 @@ class Mixture:
     """Training batches of tasks in turn; a task whose data runs out starts over, in another order.
 
     With a temperature of infinity the tasks go round, as many turns for each. `together` has a step take a
-    batch of each task whose turn has come, `alike` has a batch hold examples of nearly one length.
+    batch of each task whose turn has come, `alike` has a batch hold examples of nearly one length. Of several
+    `processes` each has the same turns and a share of each batch.
     """
 
     def __init__(
@@ -93,8 +95,11 @@ class Mixture:
         temperature: float = math.inf,
         together: bool = False,
         alike: bool = False,
+        rank: int = 0,
+        processes: int = 1,
     ):
         self.datasets, self.batch_size, self.seed, self.alike = dict(datasets), batch_size, seed, alike
+        self.rank, self.processes = rank, processes
         self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
         per_epoch = turns_per_epoch(self.batches, temperature)
         self.turns = TurnsTogether(per_epoch) if together else Turns(per_epoch)
@@ -117,7 +122,8 @@ class Mixture:
         chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
         # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
         data = self.datasets[name]
-        return data.collate(data.longest_first(chosen))
+        share = Share(self.rank, self.processes, len(chosen)) if self.processes > 1 else None
+        return data.collate(data.longest_first(chosen), share)
 
     def _order(self, name: str, epoch: int) -> np.ndarray:
         """Of a task's examples in an epoch of its own data: a batch after the other."""
