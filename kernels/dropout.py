@@ -6,7 +6,8 @@ and the mask is applied by bitwise AND. Nothing of the generator has to be saved
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -48,6 +49,18 @@ class DropoutKey:
     @step.setter
     def step(self, step: int) -> None:
         self._step, self._uses = step, Counter()
+
+    def again(self) -> AbstractContextManager:
+        """A context in which the draws that follow now are made once more, whatever was drawn since."""
+        return self._again(Counter(self._uses))
+
+    @contextmanager
+    def _again(self, uses: Counter) -> Iterator[None]:
+        since, self._uses = self._uses, uses
+        try:
+            yield
+        finally:
+            self._uses = since
 
     def next_use(self, site: int) -> int:
         """0 the first time a site asks in this step, then 1, 2, ..."""

@@ -25,7 +25,7 @@ class Batch:
     """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides).
 
     `pooled` is what the encoder makes of them, where that is known: see `Features`. With a `share` the
-    tokens are those of one process's examples, ids and labels those of the whole batch.
+    tokens are those of its examples, ids those of the whole batch, and so are labels unless it is apart.
     """
 
     ids: tuple[str, ...]
@@ -35,6 +35,11 @@ class Batch:
     labels: Tensor | None  # [B]
     pooled: Tensor | None = None  # [S, H]
     share: Share | None = None
+
+    @property
+    def weight(self) -> float:
+        """Of this loss in that of the whole batch."""
+        return 1.0 if self.share is None else self.share.weight
 
     @property
     def tokens(self) -> int:
@@ -145,6 +150,7 @@ class Dataset:
 
     def collate(self, indices: np.ndarray, share: Share | None = None) -> Batch:
         mine = indices if share is None else indices[share.places]
+        labelled = mine if share is not None and share.apart else indices
         spans = [(side, side.span(i)) for side in self.sides for i in mine]
         lengths = tuple(int(span.stop - span.start) for _, span in spans)
         whole, places = (), ()
@@ -162,7 +168,7 @@ class Dataset:
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(token_type_ids),
             sequences=Sequences(lengths, filler, whole=whole, places=places),
-            labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[labelled]),
             pooled=None if self.features is None else self.features.of(mine),
             share=share,
         )

@@ -84,7 +84,8 @@ class Mixture:
 
     With a temperature of infinity the tasks go round, as many turns for each. `together` has a step take a
     batch of each task whose turn has come, `alike` has a batch hold examples of nearly one length. Of several
-    `processes` each has the same turns and a share of each batch.
+    `processes` each has the same turns and a share of each batch, and takes no more than `most` examples at
+    once.
     """
 
     def __init__(
@@ -97,9 +98,10 @@ class Mixture:
         alike: bool = False,
         rank: int = 0,
         processes: int = 1,
+        most: int | None = None,
     ):
         self.datasets, self.batch_size, self.seed, self.alike = dict(datasets), batch_size, seed, alike
-        self.rank, self.processes = rank, processes
+        self.rank, self.processes, self.most = rank, processes, most
         self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
         per_epoch = turns_per_epoch(self.batches, temperature)
         self.turns = TurnsTogether(per_epoch) if together else Turns(per_epoch)
@@ -112,18 +114,34 @@ class Mixture:
         return name, batch
 
     def batches_of(self, step: int, without: Container[str] = ()) -> dict[str, Batch]:
-        """The batch of each task that has a turn in step 0, 1, 2, ..., but those `without`."""
-        return {name: self._batch(name, step) for name in self.turns.tasks(step) if name not in without}
+        """The batch of each task that has a turn in step 0, 1, 2, ..., but those `without`, in one piece."""
+        (batches,) = self._pieces_of(step, without, most=None)
+        return batches
 
-    def _batch(self, name: str, step: int) -> Batch:
+    def pieces_of(self, step: int, without: Container[str] = ()) -> list[dict[str, Batch]]:
+        """The same in pieces that go through the model one after the other."""
+        return self._pieces_of(step, without, self.most)
+
+    def _pieces_of(self, step: int, without: Container[str], most: int | None) -> list[dict[str, Batch]]:
+        chosen = {name: self._chosen(name, step) for name in self.turns.tasks(step) if name not in without}
+        shares = {name: Share(self.rank, self.processes, len(one)) for name, one in chosen.items()}
+        each = self.batch_size if most is None else max(1, most // len(chosen))
+        number = max(-(-len(share.places) // each) for share in shares.values())
+        pieces = {name: share.pieces(number) if number > 1 else [share] for name, share in shares.items()}
+        if number * self.processes == 1:
+            pieces = dict.fromkeys(chosen, [None])  # the whole batch
+        return [
+            {name: self.datasets[name].collate(one, pieces[name][i]) for name, one in chosen.items()}
+            for i in range(number)
+        ]
+
+    def _chosen(self, name: str, step: int) -> np.ndarray:
         epoch, index = divmod(self.turns.had(name, step), self.batches[name])  # of its own data
         if self._orders.get(name, (None,))[0] != epoch:
             self._orders[name] = (epoch, self._order(name, epoch))
         chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
         # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
-        data = self.datasets[name]
-        share = Share(self.rank, self.processes, len(chosen)) if self.processes > 1 else None
-        return data.collate(data.longest_first(chosen), share)
+        return self.datasets[name].longest_first(chosen)
 
     def _order(self, name: str, epoch: int) -> np.ndarray:
         """Of a task's examples in an epoch of its own data: a batch after the other."""

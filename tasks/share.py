@@ -1,4 +1,4 @@
-"""A process's share of a batch, and the whole batch's values from all shares."""
+"""A share of a batch, a process's or a piece of it, and the whole batch's values from all shares."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,25 @@ class Share:
 
     Where there are fewer examples than processes, one that has none of its own works on the first, for
     nothing: all processes do the same steps.
+
+    A share that goes through the model in pieces is so many shares, each `apart`: its loss is the mean over
+    its own examples, and counts by their part of the batch.
     """
 
     rank: int
     processes: int
     count: int  # B
+    apart: bool = False
+
+    def pieces(self, number: int) -> list["Share"]:
+        """The same examples in so many shares, as many and as long ones in each."""
+        among = self.processes * number
+        return [Share(self.rank + self.processes * i, among, self.count, apart=True) for i in range(number)]
+
+    @property
+    def weight(self) -> float:
+        """Of its loss in the batch's."""
+        return len(range(self.rank, self.count, self.processes)) / self.count if self.apart else 1.0
 
     @property
     def places(self) -> list[int]:
@@ -30,6 +44,8 @@ class Share:
         So each process computes the loss of the whole batch, whatever it is, and passes back what its own
         examples have to do with it; the sum over processes is the whole gradient.
         """
+        if self.apart:
+            return x
         most = -(-self.count // self.processes)
         padded = torch.cat([x.detach(), x.new_zeros(most - len(x), *x.shape[1:])])  # [most, ...]
         parts = [torch.empty_like(padded) for _ in range(self.processes)]

@@ -49,6 +49,8 @@ FLAGS = {
     "patience": (["--patience", "3"], 3),
     "patience_of": (["--patience-of", "per-task", "--patience", "3", "--task", "sst+sts"], "per-task"),
     "batch_size": (["--batch-size", "5"], 5),
+    "micro_batch_size": (["--micro-batch-size", "3"], 3),
+    "recompute": (["--recompute"], True),
     "order": (["--order", "like-length"], "like-length"),
     "lr": (["--lr", "3e-4"], 3e-4),
     "weight_decay": (["--weight-decay", "0.1"], 0.1),

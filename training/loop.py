@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -21,6 +21,7 @@ from training.evaluate import encode_once, predict, score
 from training.memory import give_back_memory
 from training.optimizer import build_optimizer, lr_factor
 from training.processes import ALONE, Processes, others_there
+from training.recompute import recompute_layers
 from training.row_places import row_places
 from training.signals import Received, stop_signals
 
@@ -53,6 +54,7 @@ class Trainer:
             alike=config.order == "like-length",
             rank=processes.rank,
             processes=processes.count,
+            most=config.micro_batch_size,
         )
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
@@ -65,6 +67,8 @@ class Trainer:
         self.dropout_key = install_dropout(
             model, config.seed + (processes.rank if device.type == "cuda" else 0)
         )
+        if config.recompute:
+            recompute_layers(model.bert, self.dropout_key)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
@@ -152,20 +156,12 @@ class Trainer:
         """
         started = time.perf_counter()
         step, config = self.progress.step, self.config
-        batches = self.plan.batches_of(step, without=self.resting)
-        self.dropout_key.step = step
-        if not self.processes.alone and self.device.type == "cpu":
-            self.dropout_key.rows = row_places(batches)
         factor = lr_factor(step, self.total_steps, config.warmup, config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        with others_there(self.processes):
-            losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
-        weighted = sum(self.loss_weights[name] * loss for name, loss in losses.items())
-        self.scaler.scale(weighted).backward()
-        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        pieces = self.plan.pieces_of(step, without=self.resting)
+        values, batches = self._backward(step, pieces), pieces[0]
         self.scaler.unscale_(self.optimizer)
-        values = {name: loss.item() for name, loss in losses.items()}
         norms = {name: self._clip(name) for name in batches}
         for name, batch in batches.items():
             self._check_finite(step, name, batch, values[name], norms[name])
@@ -187,6 +183,23 @@ class Trainer:
             "tokens": tokens,
         }
         return line | ({"losses": values} if self.together else {})
+
+    def _backward(self, step: int, pieces: Sequence[Mapping[str, Batch]]) -> dict[str, float]:
+        """Leave the gradient of the whole batch, summed over its pieces and the processes; its losses."""
+        total = dict.fromkeys(pieces[0], 0.0)
+        for batches in pieces:
+            self.dropout_key.step = step
+            shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
+            self.dropout_key.rows = row_places(batches) if shared else None
+            with others_there(self.processes):
+                losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
+            losses = {name: batches[name].weight * loss for name, loss in losses.items()}
+            self.scaler.scale(sum(self.loss_weights[name] * loss for name, loss in losses.items())).backward()
+            total = {name: total[name] + loss.detach() for name, loss in losses.items()}
+        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        if len(pieces) > 1:  # else each process has computed all of it
+            total = {name: self.processes.sum(loss) for name, loss in total.items()}
+        return {name: loss.item() for name, loss in total.items()}
 
     def _trained_by(self, task: str) -> list[torch.nn.Parameter]:
         """All that trains or, of tasks that step together, what is the task's own."""
