@@ -28,6 +28,7 @@ from training.config import Config, to_dict
 from training.errors import TrainingError
 from training.evaluate import predict
 from training.flags import Keeping
+from training.footprint import check_fits, footprint
 from training.keeping import Pace, alone_in, keep
 from training.loop import Trainer
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
@@ -83,6 +84,9 @@ class Run:
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device, processes)
+        steps, epochs = self.trainer.total_steps, self.trainer.total_steps / self.trainer.steps_per_epoch
+        texts = sum(len(one) * len(one.sides) for split in self.data.values() for one in split.values())
+        self.needed = footprint(config, model, *self.trainer.plan.largest(steps), texts, epochs)
         self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch, processes.count)
         processes.check_same([self.made_with[kind] for kind in ("settings", "data file", "model file")])
         self.keeping = Keeping()
@@ -110,6 +114,7 @@ class Run:
         """
         if not self.processes.first:
             return self._follow(folder, resume)
+        check_fits(self.needed, self.device)
         self.keeping = keeping or self.keeping
         profiling = StepProfile(profiled, self.trainer.model, folder.path, self.trainer.total_steps)
         with alone_in(folder.path):
@@ -132,7 +137,8 @@ class Run:
     def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
         trainer, progress = self.trainer, self.trainer.progress
         pace = Pace(self.keeping, progress.step)
-        print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
+        told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path)
+        print(told, flush=True)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
 
@@ -243,6 +249,7 @@ class Run:
             "tokens_per_second": round(progress.tokens / progress.train_seconds, 1),
             "peak_memory_mib": round(peak, 1),
             "memory_above_start_mib": round(peak - start, 1),
+            "memory_estimated_mib": round(self.needed.total, 1),
             **self.facts(),
             "effective_scale": config.scaling,
             "lr": config.lr,
