@@ -42,7 +42,8 @@ class TaskModel(nn.Module):
     def forward(self, task: str, batch: Batch) -> Tensor:
         if self.rows is not None and batch.pooled is None:
             self.send({task: batch})
-        return self.heads[task](self.encode(batch))  # [B, C]
+        pooled = self.encode(batch) if batch.pooled is None else batch.pooled  # [S, H]
+        return self.heads[task](pooled)  # [B, C]
 
     def encode_together(self, batches: Mapping[str, Batch]) -> dict[str, Batch]:
         """Batches of several tasks with their pooled vectors, of one pass, each task by its own adapters."""
