@@ -1,31 +1,52 @@
 """Fine-tune a BERT-size encoder: `python train.py --task sts --method rslora`. All flags: `--help`."""
 
 import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
 
+from minibert.errors import InputError
 from training.cli import parse
+from training.config import Config
 from training.exit import run_command
 from training.flags import keeping
 from training.tracking import check_ready
+
+if TYPE_CHECKING:
+    from training.processes import Processes
 
 
 def main() -> int:
     config, given = parse(sys.argv[1:])
     check_ready(given.track)
     # Imported here, not above: usage errors and --help answer without waiting for torch.
+    from training.processes import joined
+
+    with joined(config.device) as processes:
+        return train(config, given, processes)
+
+
+def train(config: Config, given: Namespace, processes: "Processes") -> int:
     from training.overfit import overfit_batch
     from training.run import Run, default_out
     from training.run_folder import RunFolder
 
     if given.overfit_batch:
+        if not processes.alone:
+            raise InputError(f"--overfit-batch: expected one process, got {processes.count}")
         return overfit_batch(config)
-    if given.overridden:
-        print(f"other than in {given.config}: {', '.join(given.overridden)}")
+    if config.batch_size < processes.count:
+        at_least = f"expected an example for each of {processes.count} processes"
+        raise InputError(f"--batch-size: {at_least}, got {config.batch_size}")
     folder = RunFolder(given.out or default_out(config))
+    if processes.first:
+        if given.overridden:
+            print(f"other than in {given.config}: {', '.join(given.overridden)}")
+        folder.check_free(given.resume)
     if given.resume and folder.result.exists():
-        print(f"{folder.path} is finished; its result is in {folder.result}")
+        if processes.first:
+            print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
-    folder.check_free(given.resume)
-    run, anyway = Run(config), given.resume_anyway
+    run, anyway = Run(config, processes=processes), given.resume_anyway
     return run.train(folder, given.resume, given.track, given.profile, keeping(given), anyway)
 
 

@@ -14,6 +14,7 @@ OURS, RATES = "ours", "matrix products"
 VARIANTS = {
     OURS: ("ours",),
     "ours, adapters' dropout .1": ("ours", "--lora-dropout", "0.1"),
+    "ours, batches of like length": ("ours", "--order", "like-length"),
     "peer, default": ("peer", "--settings", "default"),
     "peer, best": ("peer", "--settings", "best"),
 }

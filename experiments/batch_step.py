@@ -44,29 +44,27 @@ def measure_apart(config: Config, size: int) -> dict:
 def measure(config: Config) -> dict:
     import numpy as np
 
-    from tasks.data import Batch
     from training.memory import peak_memory_mib
     from training.run import Run
 
     run = Run(config)
     trainer, data = run.trainer, run.data["train"]
 
-    def longest(name: str) -> Batch:
-        order = data[name].longest_first(np.arange(len(data[name])))
-        return data[name].collate(order[: config.batch_size])
-
-    batches = {name: longest(name) for name in data}
+    longest = {
+        name: one.longest_first(np.arange(len(one)))[: config.batch_size] for name, one in data.items()
+    }
     if not trainer.together:  # a step is one task's
-        name = max(batches, key=lambda name: sum(batches[name].sequences.lengths))
-        batches = {name: batches[name]}
-    trainer.plan.batches_of = lambda step, without=(): batches
+        name = max(longest, key=lambda name: data[name].lengths(longest[name]).sum())
+        longest = {name: longest[name]}
+    pieces = trainer.plan.pieces(longest)
+    trainer.plan.pieces_of = lambda step, without=(): pieces
     trainer.model.train()
     for _ in range(STEPS):
         line = trainer.step()
     return {
         "tokens": line["tokens"],
         "peak": peak_memory_mib(run.device),
-        "examples_per_second": sum(len(batch.ids) for batch in batches.values()) / trainer.step_seconds,
+        "examples_per_second": sum(map(len, longest.values())) / trainer.step_seconds,
     }
 
 
@@ -78,33 +76,23 @@ def examples_in(config: Config) -> int:
 
 
 def memory_of(device: str) -> float:
-    """MiB: all of a GPU's, or what the system and this process's group have available."""
+    """MiB: all of a GPU's, or what the system and this process's group have available.
+
+    Raises:
+        InputError: where the system does not say; --memory does.
+    """
     import torch
 
+    from training.footprint import available_mib
     from training.precision import choose_device
 
     chosen = choose_device(device)
     if chosen.type == "cuda":
         return torch.cuda.get_device_properties(chosen).total_memory / 2**20
-    return available_mib()
-
-
-def available_mib(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """What can be had without swapping, or less where a control group (a container) allows less.
-
-    Raises:
-        InputError: where the system does not say; --memory does.
-    """
-    try:
-        told = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        available = int(told["MemAvailable"].split()[0]) / 2**10
-    except (OSError, KeyError, ValueError):
-        raise InputError("--memory: expected GiB, as this system does not say what it has") from None
-    try:
-        most, taken = (int((groups / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no group, or one that says "max"
-        return available
-    return min(available, (most - taken) / 2**20)
+    available = available_mib()
+    if available is None:
+        raise InputError("--memory: expected GiB, as this system does not say what it has")
+    return available
 
 
 def main() -> int:

@@ -75,7 +75,8 @@ def lines(comparison: "Comparison") -> str:
 
 def main() -> int:
     parser = Parser(prog="python -m experiments.compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs of one task")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs, seeds and settings")
+    parser.add_argument("--task", help="which task of runs that have several; runs of it alone go with them")
     parser.add_argument("--data", help="where the labels are, if no longer where the runs say")
     parser.add_argument("--csv", type=Path, help="also write a line per setting there")
     given = parser.parse_args()
@@ -83,7 +84,7 @@ def main() -> int:
     from experiments.comparison import compare, read_groups
     from minibert.files import write_text
 
-    task, groups = read_groups(given.runs, given.data)
+    task, groups = read_groups(given.runs, given.data, given.task)
     comparison = compare(task, groups)
     print(table(comparison), remarks(comparison), sep="\n\n")
     if given.csv:

@@ -27,7 +27,7 @@ from experiments.statistics import (
     score_of,
     williams,
 )
-from experiments.summary import Record, by_setting, named, read_records, settings_that_differ
+from experiments.summary import Record, by_setting, named, settings_that_differ
 from minibert.errors import InputError
 from tasks.metrics import pearson
 from training.config import Config, check
@@ -86,15 +86,16 @@ class Comparison:
     detectable_by_examples: tuple[float, float] | None  # the same between these very models
 
 
-def read_groups(folders: Sequence[Path], data: str | None = None) -> tuple[str, list[Group]]:
-    """The task of the runs in folders, and the runs by setting.
+def read_groups(
+    folders: Sequence[Path], data: str | None = None, task: str | None = None
+) -> tuple[str, list[Group]]:
+    """The task of the runs in folders, or `task` of those that have several, and the runs by setting.
 
     Raises:
         InputError: for runs of different tasks or data, a run without predictions, ids that differ, or two
             runs of a setting with the same seed.
     """
-    read_records(folders)  # before any predictions are read: is each the run of one task?
-    runs = [read_scored(folder, data=data) for folder in folders]
+    runs = [read_scored(folder, task, data) for folder in folders]
     first = runs[0]
     for run in runs:
         if run.task != first.task:
@@ -118,6 +119,8 @@ def setting_name(record: Record, records: Sequence[Record]) -> str:
     """
     config = record.config
     default = vars(check(Config(task=config.task, method=config.method)))
+    if len(config.tasks) > 1:
+        default["task"] = None  # what tells it from runs of one of them alone
     own = settings_that_differ([other for other in records if other.config.method == config.method])
     across = set(settings_that_differ(records))
     trained = [other for other in records if other.config.method != "frozen"]

@@ -3,15 +3,14 @@
 Counted are multiplications: of T tokens in a sequence, a BERT layer takes 4 H² + 2 H I + 2 T H of each token
 forward (its six linears; attention's two products). Training with LoRA's family costs twice that and full
 fine-tuning three times (backward through activations, and through weights); a frozen encoder reads each
-example once. Scoring reads dev and as much of train after each epoch. Bytes: 4 of a weight, 12 more of one
-that trains (gradient, AdamW's two moments), and of a step's tokens 8 H + 2 I numbers a layer.
+example once. Scoring reads dev and as much of train after each epoch. Memory is `training.footprint`'s.
 
 Letters: H hidden size, I intermediate size, T tokens of a sequence.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil, isnan
 from pathlib import Path
@@ -28,8 +27,9 @@ from minibert.files import read_json
 from minibert.hub import is_local, resolve
 from minibert.model import BertConfig
 from minibert.weights import read_config
-from training.build import MANY_ROWS, find_adapted, read_splits
+from training.build import MANY_ROWS, read_splits, shape_of_model
 from training.config import Config, from_dict
+from training.footprint import footprint
 from training.precision import DTYPES, choose_device, choose_precision
 
 TOKENS_PER_WORD = 1.3  # of English by BERT's vocabulary, [CLS] and [SEP] not counted
@@ -119,22 +119,16 @@ def work(config: Config) -> float:
 
 
 def memory(config: Config) -> float:
-    """MiB above what the imports take."""
-    bert, rows = model_config(config.model), data_facts(config.data, config.task, config.strict)
-    hidden, wide = bert.hidden_size, bert.intermediate_size
-    weights = (bert.vocab_size + bert.max_position_embeddings) * hidden
-    weights += bert.num_hidden_layers * (4 * hidden**2 + 2 * hidden * wide)
-    method = METHODS[config.method]
-    trains = weights if method.trains_encoder else 0
-    if method.layer:
-        for name, rank in find_adapted(config, bert).items():
-            square = "attention" in name or name == "pooler.dense"
-            trains += rank * (2 * hidden if square else hidden + wide)
-    tokens = config.batch_size * max(min(one.tokens, config.max_length) for one in rows.values())
-    item = DTYPES[choose_precision(config.precision, choose_device(config.device))].itemsize
-    layers = 1 if config.method == "frozen" else bert.num_hidden_layers
-    activations = layers * tokens * (8 * hidden + 2 * wide) * item
-    return (4 * weights + 12 * trains + activations) / 2**20
+    """MiB above what the imports take, of batches whose sentences are as long as the first rows are."""
+    folder, rows = resolve(config.model), data_facts(config.data, config.task, config.strict)
+    precision = choose_precision(config.precision, choose_device(config.device))
+    dropout = 0.1 if config.encoder_dropout is None and config.method != "frozen" else config.encoder_dropout
+    known = replace(config, precision=precision, pooling=config.pooling or "mean", encoder_dropout=dropout)
+    examples = min(config.batch_size, config.micro_batch_size or config.batch_size)
+    sequences = examples * (len(rows) if config.adapters == "per-task" else 1)
+    tokens = ceil(sequences * max(min(one.tokens, config.max_length) for one in rows.values()))
+    texts = sum(one.train + 2 * one.dev for one in rows.values()) * (2 if config.pair == "siamese" else 1)
+    return footprint(known, shape_of_model(known, folder), tokens, sequences, texts).total
 
 
 @dataclass(frozen=True)
@@ -190,7 +184,7 @@ def listing(cells: Sequence[Cell], out: Path, jobs: int) -> str:
     told.append(total + ("" if isnan(most) else f", {jobs * most:,.0f} MiB"))
     if any(one.basis == "counted" for one in found):
         told.append(
-            "counted: multiplications at the pace of a matrix product measured now, and bytes above what the "
-            "imports take; both are floors. Finished runs in the folder give better numbers."
+            "counted: multiplications at the pace of a matrix product measured now, a floor, and bytes above "
+            "what the imports take. Finished runs in the folder give better numbers."
         )
     return "\n".join(told)

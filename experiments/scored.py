@@ -54,7 +54,10 @@ def read_scored(path: Path, task_name: str | None = None, data: str | None = Non
     if data is not None:
         record = replace(record, config=replace(record.config, data=data))
     config = record.config
-    task = choose_task(config, task_name)
+    try:
+        task = choose_task(config, task_name)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     labelled = data_folder(config) / task.files["dev"]
     examples, _ = read_examples(labelled, task, labelled=True, strict=config.strict)
     if len(examples) < FEWEST:

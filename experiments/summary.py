@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 from minibert.errors import InputError
 from training.cli import Parser
-from training.config import Config, from_dict, to_dict
+from training.config import OF_SEVERAL, Config, from_dict, to_dict
 from training.exit import run_command
 
 COLUMNS = ("task", "pair", "method", "settings", "trained", "seeds", "dev", "train", "seconds", "peak MiB")
@@ -169,7 +169,9 @@ def settings_that_differ(records: Sequence[Record]) -> list[str]:
 
 def named(record: Record, settings: Sequence[str]) -> str:
     """Some of a run's settings as text, but for those it does not have: `rank 8, lr 0.001`"""
-    told = [(name.replace("_", "-"), record.settings[name]) for name in settings]
+    alone = len(record.config.tasks) == 1
+    has = [name for name in settings if not (alone and name in OF_SEVERAL)]
+    told = [(name.replace("_", "-"), record.settings[name]) for name in has]
     return ", ".join(f"{name} {shown(value)}" for name, value in told if value not in (None, ()))
 
 

@@ -6,8 +6,10 @@ and the mask is applied by bitwise AND. Nothing of the generator has to be saved
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,15 +22,25 @@ from kernels.philox import Mask, Masking
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-point number's size in bytes
 
 
+class Rows(NamedTuple):
+    """Which rows of a whole batch's tensor a process has, and which of the batch's uses this is."""
+
+    places: Tensor  # [rows of x]
+    use: int
+
+
 class DropoutKey:
     """What the masks of a training step depend on; the training loop sets `step`.
 
     A site may be used several times in a step, as attention's is for each block: its uses are counted,
-    and setting `step` begins the count anew.
+    and setting `step` begins the count anew. Where a step's batch is shared by several processes `rows` says,
+    of the layer of a name, x and the use, which rows of the batch's x this one is; its mask are those rows
+    of the batch's mask, so that the number of processes makes no difference.
     """
 
     def __init__(self, seed: int, step: int = 0):
         self.seed, self.step = seed, step
+        self.rows: Callable[[str, Tensor, int], Rows] | None = None
 
     @property
     def step(self) -> int:
@@ -37,6 +49,18 @@ class DropoutKey:
     @step.setter
     def step(self, step: int) -> None:
         self._step, self._uses = step, Counter()
+
+    def again(self) -> AbstractContextManager:
+        """A context in which the draws that follow now are made once more, whatever was drawn since."""
+        return self._again(Counter(self._uses))
+
+    @contextmanager
+    def _again(self, uses: Counter) -> Iterator[None]:
+        since, self._uses = self._uses, uses
+        try:
+            yield
+        finally:
+            self._uses = since
 
     def next_use(self, site: int) -> int:
         """0 the first time a site asks in this step, then 1, 2, ..."""
@@ -80,9 +104,9 @@ class Dropout(nn.Dropout):
     own random numbers.
     """
 
-    def __init__(self, p: float, key: DropoutKey, site: int):
+    def __init__(self, p: float, key: DropoutKey, site: int, name: str = ""):
         super().__init__(p)
-        self.key, self.site = key, site
+        self.key, self.site, self.name = key, site, name
         self.drop = 256 if p == 1 else min(round(256 * p), 255)  # of 256 byte values
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,8 +120,12 @@ class Dropout(nn.Dropout):
             return F.dropout(torch.ones_like(x), self.p).mul
         if self.drop == 256:
             return torch.zeros_like(x).mul
-        use = self.key.next_use(self.site)
-        mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site, use)
+        use, shape, places = self.key.next_use(self.site), x.shape, None
+        if self.key.rows is not None:
+            places, use = self.key.rows(self.name, x, use)
+            shape = torch.Size([int(places.max()) + 1, *x.shape[1:]])  # a row's mask is that of its place
+        mask = keep_mask(shape, self.drop, self.key.seed, self.key.step, self.site, use)
+        mask = mask if places is None else mask[places]
         return partial(masked, mask=mask, scale=256 / (256 - self.drop))
 
     def draw_rows(self, x: Tensor) -> Masking:
@@ -124,5 +152,5 @@ def install_dropout(model: nn.Module, seed: int) -> DropoutKey:
     key = DropoutKey(seed)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
     for site, (name, module) in enumerate(found):
-        model.set_submodule(name, Dropout(module.p, key, site).train(module.training))
+        model.set_submodule(name, Dropout(module.p, key, site, name).train(module.training))
     return key

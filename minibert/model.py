@@ -7,6 +7,7 @@ checkpoints, so loading one is a copy.
 Letters: M tokens, H hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,13 +87,15 @@ class Bert(nn.Module):
     """The encoder of Devlin et al. 2018, figure 1, without its pre-training heads.
 
     `compute_dtype` is the dtype of all activations; None means that of the weights. A checkpoint may
-    come without the pooler (a dense layer and tanh on [CLS]); then `pooler` is None.
+    come without the pooler (a dense layer and tanh on [CLS]); then `pooler` is None. `call_layer` is how a
+    layer is called: training may put another in its place, which keeps less.
     """
 
     def __init__(self, config: BertConfig, with_pooler: bool = True):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.call_layer: Callable[[nn.Module, Tensor, Sequences], Tensor] = nn.Module.__call__
         self.embeddings = Embeddings(config)
         layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.encoder = nn.ModuleDict({"layer": layers})
@@ -104,5 +107,5 @@ class Bert(nn.Module):
         x = self.embeddings(input_ids, token_type_ids, sequences.position_ids)  # [M, H]
         x = x.to(self.compute_dtype or x.dtype)
         for layer in self.encoder["layer"]:
-            x = layer(x, sequences)  # [M, H]
+            x = self.call_layer(layer, x, sequences)  # [M, H]
         return x

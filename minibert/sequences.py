@@ -4,7 +4,7 @@ Letters: M tokens, S sequences, T the longest of them, H hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -12,15 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 8  # sequences, on a CPU
+
 
 class Block:
     """Neighbouring sequences that are padded together for attention: S of them, to T tokens.
 
-    T is the longest, rounded up to a multiple of 8: libraries keep a kernel for every shape they meet.
+    T is the longest, rounded up to a multiple of 8: libraries keep a kernel for every shape they meet. In a
+    share of a batch it is the longest of the `whole` block, which is the batch's `number`-th, and of which
+    these are the sequences at `places`.
     """
 
-    def __init__(self, lengths: Sequence[int], first_row: int, device: torch.device):
-        self.shape = (len(lengths), -(-max(lengths) // 8) * 8)
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        first_row: int,
+        device: torch.device,
+        whole: Sequence[int],
+        places: Sequence[int],
+        number: int,
+    ):
+        self.places, self.number = tuple(places), number
+        self.shape = (len(lengths), -(-max(whole) // 8) * 8)
         self.rows = slice(first_row, first_row + sum(lengths))
         inside = torch.arange(self.shape[1]) < torch.tensor(lengths)[:, None]  # [S, T]
         self.slots = inside.flatten().nonzero().squeeze(1).to(device)  # rows' places in the padded grid
@@ -46,21 +59,38 @@ class Sequences:
 
     The row may end in `filler` tokens that belong to no sequence, and that no sequence sees: a matrix
     library keeps half a megabyte of code for every M it meets, so it pays to meet few.
+
+    The row may also be one process's share of a batch: `whole` are then the lengths of all the batch's
+    sequences, and `places`, in ascending order, says which of them these are. Blocks are the batch's.
     """
 
     lengths: tuple[int, ...]
     filler: int = 0
     device: torch.device = torch.device("cpu")
+    whole: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Sequences":
-        return Sequences(self.lengths, self.filler, device)
+        return replace(self, device=device)
+
+    @property
+    def of_batch(self) -> tuple[int, ...]:
+        """The lengths of all the batch's sequences, in whatever process they are."""
+        return self.whole or self.lengths
 
     @cached_property
     def blocks(self) -> list[Block]:
-        size = 8 if self.device.type == "cpu" else len(self.lengths)
-        starts = [0, *accumulate(self.lengths)]
-        chunks = [(self.lengths[i : i + size], starts[i]) for i in range(0, len(self.lengths), size)]
-        return [Block(lengths, first_row, self.device) for lengths, first_row in chunks]
+        whole = self.of_batch
+        size = BLOCK if self.device.type == "cpu" else len(whole)
+        places = self.places or range(len(whole))
+        starts, blocks, first = [0, *accumulate(self.lengths)], [], 0
+        for number, start in enumerate(range(0, len(whole), size)):
+            inside = [place - start for place in places[first:] if place < start + size]
+            if inside:
+                lengths, chunk = self.lengths[first : first + len(inside)], whole[start : start + size]
+                blocks.append(Block(lengths, starts[first], self.device, chunk, inside, number))
+                first += len(inside)
+        return blocks
 
     @cached_property
     def counts(self) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor
 from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
+from tasks.share import Share
 
+POOL = 50  # batches whose examples are sorted by length together
 ROUND = 64  # M is filled up to a multiple of this: see `Sequences.filler`
 
 
@@ -22,7 +24,8 @@ ROUND = 64  # M is filled up to a multiple of this: see `Sequences.filler`
 class Batch:
     """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides).
 
-    `pooled` is what the encoder makes of them, where that is known: see `Features`.
+    `pooled` is what the encoder makes of them, where that is known: see `Features`. With a `share` the
+    tokens are those of its examples, ids those of the whole batch, and so are labels unless it is apart.
     """
 
     ids: tuple[str, ...]
@@ -31,6 +34,25 @@ class Batch:
     sequences: Sequences  # of S
     labels: Tensor | None  # [B]
     pooled: Tensor | None = None  # [S, H]
+    share: Share | None = None
+
+    @property
+    def weight(self) -> float:
+        """Of this loss in that of the whole batch."""
+        return 1.0 if self.share is None else self.share.weight
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole batch, without filler."""
+        return sum(self.sequences.of_batch)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """x of each example [b, ...] -> of the whole batch's [B, ...]"""
+        return x if self.share is None else self.share.gather(x)
+
+    def whole_sides(self, x: Tensor) -> Tensor:
+        """x of each Siamese side [2b, ...] -> of the whole batch's [2B, ...]"""
+        return x if self.share is None else torch.cat([self.share.gather(side) for side in x.chunk(2)])
 
     def to(self, device: torch.device) -> "Batch":
         return replace(
@@ -53,11 +75,15 @@ def join(batches: Sequence[Batch]) -> Batch:
         return torch.cat([*tokens, first.input_ids.new_zeros(filler, dtype=tokens[0].dtype)])  # [M]
 
     lengths = tuple(length for batch in batches for length in batch.sequences.lengths)
+    whole, places = (), ()
+    for batch in batches:
+        places += tuple(len(whole) + place for place in batch.sequences.places)
+        whole += batch.sequences.whole
     return Batch(
         ids=tuple(one for batch in batches for one in batch.ids),
         input_ids=row("input_ids"),
         token_type_ids=row("token_type_ids"),
-        sequences=Sequences(lengths, filler, first.sequences.device),
+        sequences=Sequences(lengths, filler, first.sequences.device, whole, places),
         labels=None,
     )
 
@@ -83,7 +109,7 @@ class Features:
     """The pooled vectors of some of a dataset's examples, in fp32 in main memory: S/B · H · 4 bytes each."""
 
     def __init__(self, length: int, among: np.ndarray, sides: int, hidden_size: int):
-        self.vectors = torch.empty(sides, len(among), hidden_size)  # [S/B, len(among), H]
+        self.vectors = torch.zeros(sides, len(among), hidden_size)  # [S/B, len(among), H]
         # The place of any other example is one past the end, so that asking for it is an error.
         self.places = torch.full((length,), len(among))  # [len]
         self.places[among] = torch.arange(len(among))
@@ -122,9 +148,15 @@ class Dataset:
     def longest_first(self, indices: np.ndarray) -> np.ndarray:
         return indices[np.argsort(-self.lengths(indices), kind="stable")]
 
-    def collate(self, indices: np.ndarray) -> Batch:
-        spans = [(side, side.span(i)) for side in self.sides for i in indices]
+    def collate(self, indices: np.ndarray, share: Share | None = None) -> Batch:
+        mine = indices if share is None else indices[share.places]
+        labelled = mine if share is not None and share.apart else indices
+        spans = [(side, side.span(i)) for side in self.sides for i in mine]
         lengths = tuple(int(span.stop - span.start) for _, span in spans)
+        whole, places = (), ()
+        if share is not None:
+            whole = tuple(int(n) for side in self.sides for n in side.lengths(indices))
+            places = tuple(s * len(indices) + i for s in range(len(self.sides)) for i in share.places)
         filler = -sum(lengths) % ROUND
         nothing = np.zeros(filler, np.int32)
         input_ids = np.concatenate([*(side.input_ids[span] for side, span in spans), nothing])  # [M]
@@ -135,9 +167,10 @@ class Dataset:
             ids=tuple(self.examples[i].id for i in indices),
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(token_type_ids),
-            sequences=Sequences(lengths, filler),
-            labels=None if self.labels is None else torch.from_numpy(self.labels[indices]),
-            pooled=None if self.features is None else self.features.of(indices),
+            sequences=Sequences(lengths, filler, whole=whole, places=places),
+            labels=None if self.labels is None else torch.from_numpy(self.labels[labelled]),
+            pooled=None if self.features is None else self.features.of(mine),
+            share=share,
         )
 
     def in_order_of_length(
@@ -161,3 +194,19 @@ class Dataset:
 def epoch_order(length: int, seed: int, task: str, epoch: int) -> np.ndarray:
     """The order of a task's examples in an epoch: a pure function, so that nothing is saved to resume."""
     return np.random.default_rng([seed, zlib.crc32(task.encode()), epoch]).permutation(length)
+
+
+def like_length(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """An order whose batches hold examples of nearly one length, for an order drawn at random.
+
+    Each `POOL` batches' worth of it is sorted by length and cut into batches, and these are dealt out anew;
+    the one that is not full, where there is one, stays last. As `order` is random, so is what stands in its
+    first places: it says where each batch goes. `lengths` [len] are the examples', whatever the order.
+    """
+    pool = POOL * batch_size
+    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    by_length = np.concatenate([one[np.argsort(lengths[one], kind="stable")] for one in pools])
+    full = len(order) // batch_size
+    batches = by_length[: full * batch_size].reshape(full, batch_size)
+    places = np.argsort(order[:full], kind="stable")  # a permutation of the batches
+    return np.concatenate([batches[places].ravel(), by_length[full * batch_size :]])

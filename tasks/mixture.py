@@ -5,11 +5,14 @@ run is resumed by its seed and its step, and several processes agree without a w
 """
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
-from tasks.data import Batch, Dataset, epoch_order
+from tasks.data import Batch, Dataset, epoch_order, like_length
+from tasks.share import Share
+
+Piece = dict[str, tuple[np.ndarray, Share | None]]  # task -> a batch's examples, and which of them are meant
 
 
 def turns_per_epoch(batches: Mapping[str, int], temperature: float) -> dict[str, int]:
@@ -82,7 +85,9 @@ class Mixture:
     """Training batches of tasks in turn; a task whose data runs out starts over, in another order.
 
     With a temperature of infinity the tasks go round, as many turns for each. `together` has a step take a
-    batch of each task whose turn has come.
+    batch of each task whose turn has come, `alike` has a batch hold examples of nearly one length. Of several
+    `processes` each has the same turns and a share of each batch, and takes no more than `most` examples at
+    once.
     """
 
     def __init__(
@@ -92,8 +97,13 @@ class Mixture:
         seed: int,
         temperature: float = math.inf,
         together: bool = False,
+        alike: bool = False,
+        rank: int = 0,
+        processes: int = 1,
+        most: int | None = None,
     ):
-        self.datasets, self.batch_size, self.seed = dict(datasets), batch_size, seed
+        self.datasets, self.batch_size, self.seed, self.alike = dict(datasets), batch_size, seed, alike
+        self.rank, self.processes, self.most = rank, processes, most
         self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
         per_epoch = turns_per_epoch(self.batches, temperature)
         self.turns = TurnsTogether(per_epoch) if together else Turns(per_epoch)
@@ -106,20 +116,63 @@ class Mixture:
         return name, batch
 
     def batches_of(self, step: int, without: Container[str] = ()) -> dict[str, Batch]:
-        """The batch of each task that has a turn in step 0, 1, 2, ..., but those `without`."""
-        return {name: self._batch(name, step) for name in self.turns.tasks(step) if name not in without}
+        """The batch of each task that has a turn in step 0, 1, 2, ..., but those `without`, in one piece."""
+        (batches,) = self._collated(self._pieces(self._turns(step, without), most=None))
+        return batches
 
-    def _batch(self, name: str, step: int) -> Batch:
+    def pieces_of(self, step: int, without: Container[str] = ()) -> list[dict[str, Batch]]:
+        """The same in pieces that go through the model one after the other."""
+        return self.pieces(self._turns(step, without))
+
+    def pieces(self, chosen: Mapping[str, np.ndarray]) -> list[dict[str, Batch]]:
+        """A step's batches of these examples, longest first, in pieces."""
+        return self._collated(self._pieces(chosen, self.most))
+
+    def largest(self, steps: int) -> tuple[int, int]:
+        """Tokens and sequences of the largest piece of the first steps, of an epoch at most."""
+        largest = (0, 0)
+        for step in range(min(steps, self.steps_per_epoch)):
+            for piece in self._pieces(self._turns(step), self.most):
+                tokens = sequences = 0
+                for name, (chosen, share) in piece.items():
+                    data = self.datasets[name]
+                    mine = chosen if share is None else chosen[share.places]
+                    tokens += int(data.lengths(mine).sum())
+                    sequences += len(mine) * len(data.sides)
+                largest = max(largest, (tokens, sequences))
+        return largest
+
+    def _turns(self, step: int, without: Container[str] = ()) -> dict[str, np.ndarray]:
+        return {name: self._chosen(name, step) for name in self.turns.tasks(step) if name not in without}
+
+    def _collated(self, pieces: Sequence[Piece]) -> list[dict[str, Batch]]:
+        return [{name: self.datasets[name].collate(*one) for name, one in piece.items()} for piece in pieces]
+
+    def _pieces(self, chosen: Mapping[str, np.ndarray], most: int | None) -> list[Piece]:
+        shares = {name: Share(self.rank, self.processes, len(one)) for name, one in chosen.items()}
+        each = self.batch_size if most is None else max(1, most // len(chosen))
+        number = max(-(-len(share.places) // each) for share in shares.values())
+        pieces = {name: share.pieces(number) if number > 1 else [share] for name, share in shares.items()}
+        if number * self.processes == 1:
+            pieces = dict.fromkeys(chosen, [None])  # the whole batch
+        return [{name: (one, pieces[name][i]) for name, one in chosen.items()} for i in range(number)]
+
+    def _chosen(self, name: str, step: int) -> np.ndarray:
         epoch, index = divmod(self.turns.had(name, step), self.batches[name])  # of its own data
         if self._orders.get(name, (None,))[0] != epoch:
-            data = self.datasets[name]
-            self._orders[name] = (epoch, epoch_order(len(data), self.seed, name, epoch))
+            self._orders[name] = (epoch, self._order(name, epoch))
         chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
         # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
+        return self.datasets[name].longest_first(chosen)
+
+    def _order(self, name: str, epoch: int) -> np.ndarray:
+        """Of a task's examples in an epoch of its own data: a batch after the other."""
         data = self.datasets[name]
-        return data.collate(data.longest_first(chosen))
+        order = epoch_order(len(data), self.seed, name, epoch)
+        if self.alike:
+            order = like_length(order, data.lengths(np.arange(len(data))), self.batch_size)
+        return order
 
     def used(self, name: str, steps: int) -> np.ndarray:
         """The examples of a task, in the data's order, that the first `steps` steps train on."""
-        order = epoch_order(len(self.datasets[name]), self.seed, name, epoch=0)
-        return np.sort(order[: self.turns.had(name, steps) * self.batch_size])
+        return np.sort(self._order(name, epoch=0)[: self.turns.had(name, steps) * self.batch_size])

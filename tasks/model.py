@@ -40,7 +40,7 @@ class TaskModel(nn.Module):
         return self.pool(self.bert, hidden, batch.sequences)  # [S, H]
 
     def forward(self, task: str, batch: Batch) -> Tensor:
-        if self.rows is not None:
+        if self.rows is not None and batch.pooled is None:
             self.send({task: batch})
         pooled = self.encode(batch) if batch.pooled is None else batch.pooled  # [S, H]
         return self.heads[task](pooled)  # [B, C]

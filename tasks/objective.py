@@ -16,12 +16,14 @@ def objective(model: TaskModel, task: Task, loss: str, batch: Batch) -> Tensor:
     ever, and what is returned is the sides' loss in value, both losses in gradient.
     """
     if loss in LOSSES:
-        return LOSSES[loss](model(task.name, batch), batch.labels)
-    pooled = model.encode(batch)  # [2B, H]
+        return LOSSES[loss](batch.whole(model(task.name, batch)), batch.labels)
+    own = model.encode(batch)  # [2b, H]
+    pooled = batch.whole_sides(own)  # [2B, H]
     if loss == "simcse-unsup":
-        trained = simcse_unsupervised(pooled, model.encode(batch))  # each pass draws dropout anew
+        # Each pass draws dropout anew.
+        trained = simcse_unsupervised(pooled, batch.whole_sides(model.encode(batch)))
     else:
         low, high = task.label_range
         trained = SIDE_LOSSES[loss](*pooled.chunk(2), (batch.labels - low) / (high - low))
-    read = LOSSES[task.loss](model.heads[task.name](pooled.detach()), batch.labels)
+    read = LOSSES[task.loss](batch.whole(model.heads[task.name](own.detach())), batch.labels)
     return trained + (read - read.detach())

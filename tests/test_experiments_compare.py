@@ -1,6 +1,7 @@
 """Settings compared: predictions whose answer is known, and runs that cannot be compared."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,23 @@ def test_that_the_frozen_encoder_has_no_dropout_names_no_setting(data, tmp_path)
 def test_one_setting_alone_has_a_score_and_an_interval(data, tmp_path):
     ended = call(main, write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50))))
     assert (ended.code, "p after Holm" in ended.out, "80 %" in ended.out) == (0, False, False)
+
+
+def test_runs_of_several_tasks_are_compared_with_those_of_one_of_them_alone(data, tmp_path):
+    write_labels(data, "sst", np.zeros(N))
+    alone = write_scored(tmp_path / "alone", data, "qqp", qqp(slice(0, 50)))
+    both = write_scored(tmp_path / "both", data, "qqp", qqp(slice(0, 55)))
+    config, result = (json.loads((both / f"{name}.json").read_text()) for name in ("config", "result"))
+    (both / "config.json").write_text(json.dumps(config | {"task": "sst+qqp", "sampling": "sqrt"}))
+    (both / "result.json").write_text(json.dumps(result | {"dev": {"sst": 0.5, "qqp": result["dev"]}}))
+    (both / "predictions-dev.csv").rename(both / "predictions-dev-qqp.csv")
+    ended = call(main, alone, both, "--task", "qqp")
+    assert (ended.code, ended.err) == (0, "")
+    first, second = [line for line in ended.out.splitlines() if line.startswith("| lora")]
+    assert first.startswith("| lora task sst+qqp, sampling sqrt | 1 | 0.9167 |")
+    assert second.startswith("| lora task qqp | 1 | 0.8333 | ")
+    ended = call(main, both)
+    assert ended.line == f"error: {both}: --task: expected one of the run's tasks, sst, qqp; got none"
 
 
 class TestRefuses:

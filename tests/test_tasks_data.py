@@ -17,7 +17,7 @@ from tiny_bert import TINY
 from minibert.tokenizer import Tokenizer
 from tasks import QQP, SST, STS
 from tasks.base import Example, Task
-from tasks.data import Dataset, Features, epoch_order
+from tasks.data import POOL, Dataset, Features, epoch_order, like_length
 from tasks.mixture import Mixture
 
 WORDS = ["the", "a", "is", "not", "good", "bad", "film", "what", "how", "cat", "dog", "zebra"]
@@ -234,6 +234,37 @@ def test_the_order_depends_on_nothing_else():
     assert orders == [orders[0]] * 3
 
 
+@given(
+    length=st.integers(1, 600),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    longest=st.integers(1, 40),
+)
+def test_batches_of_like_length_are_the_orders_examples_once_each(length, batch_size, seed, longest):
+    lengths = np.random.default_rng(seed).integers(1, longest + 1, length)
+    order = epoch_order(length, seed, "sst", 0)
+    alike = like_length(order, lengths, batch_size)
+    assert sorted(alike) == list(range(length))
+    pool = POOL * batch_size
+    for start in range(0, length, batch_size):  # a batch is a run of some pool that is sorted by length
+        batch = alike[start : start + batch_size]
+        among = next(one for one in np.split(order, range(pool, length, pool)) if set(batch) & set(one))
+        ranked = sorted(lengths[among])
+        mine = sorted(lengths[batch])
+        assert any(mine == ranked[i : i + len(mine)] for i in range(0, len(ranked), batch_size))
+
+
+def test_batches_of_like_length_come_in_no_order_of_length():
+    lengths = np.random.default_rng(0).integers(4, 60, 3200)
+    alike = like_length(epoch_order(3200, 0, "sst", 0), lengths, 32)
+    means = lengths[alike].reshape(100, 32).mean(1)
+    spread = lengths[alike].reshape(100, 32).std(1).mean()
+    assert spread < 0.1 * lengths.std()
+    places = np.argsort(np.argsort(means))
+    assert abs(np.corrcoef(places, np.arange(100))[0, 1]) < 0.2  # one standard deviation of chance is .1
+    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.2
+
+
 # Several tasks
 
 
@@ -257,11 +288,11 @@ TEMPERATURES = st.sampled_from([1.0, 2.0, 5.0, math.inf])
 
 
 @settings(max_examples=60)
-@given(sizes=SIZES, batch_size=st.integers(1, 20), seed=st.integers(0, 3))
+@given(sizes=SIZES, batch_size=st.integers(1, 20), seed=st.integers(0, 3), alike=st.booleans())
 def test_tasks_alternate_and_each_goes_through_all_its_examples_before_any_comes_again(
-    datasets, sizes: dict[str, int], batch_size: int, seed: int
+    datasets, sizes: dict[str, int], batch_size: int, seed: int, alike: bool
 ):
-    plan = Mixture(datasets(sizes), batch_size, seed)
+    plan = Mixture(datasets(sizes), batch_size, seed, alike=alike)
     passes = {name: -(-size // batch_size) for name, size in sizes.items()}  # batches in a pass
     assert plan.steps_per_epoch == len(sizes) * max(passes.values())
 
@@ -293,9 +324,17 @@ def test_the_batch_of_a_step_is_a_function_of_the_step_alone(datasets, sizes, ba
 
 
 @settings(max_examples=40)
-@given(sizes=SIZES, batch_size=st.integers(1, 9), temperature=TEMPERATURES, steps=st.integers(0, 60))
-def test_what_the_first_steps_use_is_what_their_batches_hold(datasets, sizes, batch_size, temperature, steps):
-    plan = Mixture(datasets(sizes), batch_size, 5, temperature)
+@given(
+    sizes=SIZES,
+    batch_size=st.integers(1, 9),
+    temperature=TEMPERATURES,
+    steps=st.integers(0, 60),
+    alike=st.booleans(),
+)
+def test_what_the_first_steps_use_is_what_their_batches_hold(
+    datasets, sizes, batch_size, temperature, steps, alike
+):
+    plan = Mixture(datasets(sizes), batch_size, 5, temperature, alike=alike)
     held = {i for step in range(steps) for i in plan.batch(step)[1].ids}
     used = {name: plan.used(name, steps).tolist() for name in sizes}
     assert {f"{name}-{i}" for name, indices in used.items() for i in indices} == held

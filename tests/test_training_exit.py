@@ -12,8 +12,8 @@ import torch
 from small_runs import call
 
 from minibert.errors import InputError
+from training.errors import TrainingError
 from training.exit import run_command
-from training.loop import TrainingError
 from training.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import train
 from lora.methods import METHODS
 from tasks.losses import LOSSES
-from training.loop import TrainingError
+from training.errors import TrainingError
 from training.run import Run
 from training.signals import stop_signals
 

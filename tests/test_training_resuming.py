@@ -287,7 +287,7 @@ def test_scoring_stops_at_once_and_is_done_when_the_run_goes_on(
 
     real, scored = loop.predict, []
 
-    def predict(*given):
+    def predict(*given, **more):
         scored.append(given)
         if len(scored) == 2:
             signal.raise_signal(how)

@@ -12,7 +12,8 @@ from small_runs import call, flags, left_behind, lines_of
 import train
 from minibert.errors import InputError
 from training import run as run_module
-from training.loop import Trainer, TrainingError
+from training.errors import TrainingError
+from training.loop import Trainer
 from training.report import Bar
 from training.tracking import check_ready
 

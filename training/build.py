@@ -164,7 +164,19 @@ def build_heads(config: Config, hidden_size: int) -> dict[str, Head]:
 
 def build_model(config: Config, folder: Path) -> TaskModel:
     """The model of a fresh run: encoder with the method applied, and new heads."""
-    bert, method = load_encoder(config, folder), METHODS[config.method]
+    return adapted(config, load_encoder(config, folder))
+
+
+def shape_of_model(config: Config, folder: Path) -> TaskModel:
+    """The same without a number in it, on the meta device: nothing is read but config.json."""
+    with torch.device("meta"):
+        bert = Bert(read_config(folder), with_pooler=config.pooling == "pooler").requires_grad_(False)
+        bert.compute_dtype = DTYPES[config.precision]
+        return adapted(config, bert)
+
+
+def adapted(config: Config, bert: Bert) -> TaskModel:
+    method = METHODS[config.method]
     ranks = find_adapted(config, bert.config) if method.layer else {}
     # Every layer gets the same s, whatever its rank.
     alphas = {name: config.alpha * method.alpha(r) / method.alpha(config.rank) for name, r in ranks.items()}

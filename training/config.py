@@ -9,7 +9,7 @@ from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
 from tasks.base import Task
-from training.pairs import FEATURES, LOSSES, SIDE_LOSSES, check_loss, default_features
+from training.pairs import COMPARING, FEATURES, LOSSES, SIDE_LOSSES, check_loss, default_features
 from training.per_task import check_numbers, numbers
 
 PAIRS = ("concat", "siamese")
@@ -19,6 +19,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 SAMPLINGS = {"round-robin": math.inf, "proportional": 1.0, "sqrt": 2.0, "temperature": None}
 BESTS = ("mean", "per-task")
 ADAPTERS = ("shared", "per-task")
+ORDERS = ("random", "like-length")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -95,6 +96,17 @@ class Config:
         "mean", "whose new best is waited for; a task's: it takes no more turns", BESTS, added=True
     )
     batch_size: int = setting(32, "examples of a step")
+    micro_batch_size: int | None = setting(
+        None,
+        "so many at most go through the model at once, for the same gradient [all]",
+        added=True,
+    )
+    recompute: bool = setting(
+        False, "on the way back compute each layer's activations again, and keep none of them", added=True
+    )
+    order: str = setting(
+        "random", "of the examples; like-length: each batch's are of nearly one length", ORDERS, added=True
+    )
     lr: float | None = setting(
         None, f"peak learning rate [{', '.join(f'{n} {m.lr:g}' for n, m in METHODS.items())}]"
     )
@@ -188,6 +200,7 @@ RANGES = {
     "max_steps": AT_LEAST_1,
     "patience": AT_LEAST_1,
     "batch_size": AT_LEAST_1,
+    "micro_batch_size": AT_LEAST_1,
     "lr": (1e-12, 1e3, "a number above 0"),
     "weight_decay": (0, 1e6, "a number of at least 0"),
     "max_grad_norm": (0, 1e9, "a number of at least 0"),
@@ -211,6 +224,8 @@ def _check_conflicts(config: Config) -> None:
         raise InputError(f"--pair siamese: expected a task of sentence pairs, got --task {config.task}")
     if config.features != "uv-diff-prod" and config.pair != "siamese":
         raise InputError("--features: only a Siamese head compares two vectors; add --pair siamese")
+    if config.method == "frozen" and config.recompute:
+        raise InputError("--recompute: nothing goes back through --method frozen's encoder")
     if config.method == "frozen" and config.encoder_dropout:
         raise InputError("--encoder-dropout: the frozen encoder runs without dropout")
     if not method.layer:
@@ -237,6 +252,9 @@ def _check_pairs(config: Config) -> None:
             raise InputError(f"--features cosine: expected a score or two classes, got --task {task.name}")
     if config.loss in SIDE_LOSSES and config.method == "frozen":
         raise InputError(f"--loss {config.loss}: trains the encoder alone, which --method frozen does not")
+    if config.micro_batch_size is not None and config.loss in COMPARING:
+        compares = f"--loss {config.loss} compares the examples of a batch"
+        raise InputError(f"--micro-batch-size: {compares}, so all must go through the model at once")
     try:
         check_loss(config.loss, compared)
     except ValueError as error:

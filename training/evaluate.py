@@ -11,6 +11,7 @@ from tasks.base import Task
 from tasks.data import Dataset, Features
 from tasks.metrics import METRICS
 from tasks.model import TaskModel
+from training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 @torch.no_grad()
 def encode_once(
-    model: TaskModel, data: Dataset, device: torch.device, among: np.ndarray | None = None
+    model: TaskModel,
+    data: Dataset,
+    device: torch.device,
+    among: np.ndarray | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[int]:
     """Give data the features of all its examples or those `among`, made by an encoder that never changes.
 
@@ -42,24 +47,32 @@ def encode_once(
     """
     among = np.arange(len(data)) if among is None else among
     features = Features(len(data), among, len(data.sides), model.bert.config.hidden_size)
-    for indices, batch in data.in_order_of_length(MOST_EXAMPLES, MOST_TOKENS[device.type], among):
+    batches = data.in_order_of_length(MOST_EXAMPLES, MOST_TOKENS[device.type], among)
+    for indices, batch in processes.mine(batches):
         features.put(indices, model.encode(batch.to(device)))
         yield len(indices)
+    processes.sum(features.vectors)
     data.features = features
 
 
 @torch.no_grad()
 def predict(
-    model: TaskModel, data: Dataset, device: torch.device, batch_size: int = MOST_EXAMPLES
+    model: TaskModel,
+    data: Dataset,
+    device: torch.device,
+    batch_size: int = MOST_EXAMPLES,
+    processes: Processes = ALONE,
 ) -> Prediction:
     """Without dropout, and with adapters merged once for all batches; the model is left as it was.
 
-    A batch has at most `batch_size` examples, and no more tokens than suit the device.
+    A batch has at most `batch_size` examples, and no more tokens than suit the device. Of several processes
+    each takes its share of the batches, and all have all predictions.
     """
     model = merge(model, model.bert.compute_dtype).eval()
-    logits = np.empty((len(data), data.task.num_outputs))
-    for indices, batch in data.in_order_of_length(batch_size, MOST_TOKENS[device.type]):
-        logits[indices] = model(data.task.name, batch.to(device)).double().cpu().numpy()  # [B, C]
+    scores = torch.zeros(len(data), data.task.num_outputs, dtype=torch.float64)
+    for indices, batch in processes.mine(data.in_order_of_length(batch_size, MOST_TOKENS[device.type])):
+        scores[indices] = model(data.task.name, batch.to(device)).double().cpu()  # [B, C]
+    logits = processes.sum(scores).numpy()
     ids = tuple(example.id for example in data.examples)
     if not data.task.is_classification:
         return Prediction(ids, logits[:, 0], None)

@@ -43,7 +43,7 @@ def run_command(main: Callable[[], int]) -> int:
 
 def _runtime_error(error: RuntimeError) -> int:
     """No memory, or a run that cannot go on: a line. Any other is a defect of ours, shown whole."""
-    from training.loop import TrainingError
+    from training.errors import TrainingError
 
     if isinstance(error, TrainingError):
         return _fail(str(error), 1)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -15,18 +16,14 @@ from tasks.objective import objective
 from training.best import dev_scores, epochs_kept, longest_wait, mean, single
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
+from training.errors import TrainingError
 from training.evaluate import encode_once, predict, score
 from training.memory import give_back_memory
 from training.optimizer import build_optimizer, lr_factor
+from training.processes import ALONE, Processes, others_there
+from training.recompute import recompute_layers
+from training.row_places import row_places
 from training.signals import Received, stop_signals
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on: one line that says at which step, and why; `about` is that for programs."""
-
-    def __init__(self, message: str, **about: object):
-        super().__init__(message)
-        self.about = about
 
 
 class Trainer:
@@ -38,11 +35,26 @@ class Trainer:
         encodes_once: nothing in the encoder trains, so that what it makes of an example never changes.
     """
 
-    def __init__(self, config: Config, model: TaskModel, train: Mapping[str, Dataset], device: torch.device):
-        self.config, self.model, self.device = config, model.to(device), device
+    def __init__(
+        self,
+        config: Config,
+        model: TaskModel,
+        train: Mapping[str, Dataset],
+        device: torch.device,
+        processes: Processes = ALONE,
+    ):
+        self.config, self.model, self.device, self.processes = config, model.to(device), device, processes
         self.together = config.adapters == "per-task"
         self.plan = Mixture(
-            train, config.batch_size, config.seed, config.mixing_temperature, together=self.together
+            train,
+            config.batch_size,
+            config.seed,
+            config.mixing_temperature,
+            together=self.together,
+            alike=config.order == "like-length",
+            rank=processes.rank,
+            processes=processes.count,
+            most=config.micro_batch_size,
         )
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
@@ -51,7 +63,12 @@ class Trainer:
         head_lr = config.by_task("task_lr", config.lr)
         self.optimizer = build_optimizer(model, config.lr, config.weight_decay, head_lr)
         self.trained_by = {name: self._trained_by(name) for name in train}
-        self.dropout_key = install_dropout(model, config.seed)
+        # On a GPU masks are of the process's own numbers, which no other may have.
+        self.dropout_key = install_dropout(
+            model, config.seed + (processes.rank if device.type == "cuda" else 0)
+        )
+        if config.recompute:
+            recompute_layers(model.bert, self.dropout_key)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.progress = Progress()
@@ -114,9 +131,10 @@ class Trainer:
         done, total = 0, sum(map(len, used.values()))
         started = time.perf_counter()
         for name, among in used.items():
-            for count in encode_once(self.model, self.plan.datasets[name], self.device, among):
+            data = self.plan.datasets[name]
+            for count in encode_once(self.model, data, self.device, among, self.processes):
                 self._spend(time.perf_counter() - started)
-                done += count
+                done = min(done + count * self.processes.count, total)
                 yield done, total
                 started = time.perf_counter()
 
@@ -138,16 +156,12 @@ class Trainer:
         """
         started = time.perf_counter()
         step, config = self.progress.step, self.config
-        batches = self.plan.batches_of(step, without=self.resting)
-        self.dropout_key.step = step
         factor = lr_factor(step, self.total_steps, config.warmup, config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
-        weighted = sum(self.loss_weights[name] * loss for name, loss in losses.items())
-        self.scaler.scale(weighted).backward()
+        pieces = self.plan.pieces_of(step, without=self.resting)
+        values, batches = self._backward(step, pieces), pieces[0]
         self.scaler.unscale_(self.optimizer)
-        values = {name: loss.item() for name, loss in losses.items()}
         norms = {name: self._clip(name) for name in batches}
         for name, batch in batches.items():
             self._check_finite(step, name, batch, values[name], norms[name])
@@ -158,7 +172,7 @@ class Trainer:
         self.progress.step += 1
         self.progress.skipped += not math.isfinite(norm)
         self.step_seconds = time.perf_counter() - started
-        tokens = sum(sum(batch.sequences.lengths) for batch in batches.values())
+        tokens = sum(batch.tokens for batch in batches.values())
         self._count(sum(values.values()), len(values), tokens, self.step_seconds)
         line = {
             "step": step + 1,
@@ -169,6 +183,23 @@ class Trainer:
             "tokens": tokens,
         }
         return line | ({"losses": values} if self.together else {})
+
+    def _backward(self, step: int, pieces: Sequence[Mapping[str, Batch]]) -> dict[str, float]:
+        """Leave the gradient of the whole batch, summed over its pieces and the processes; its losses."""
+        total = dict.fromkeys(pieces[0], 0.0)
+        for batches in pieces:
+            self.dropout_key.step = step
+            shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
+            self.dropout_key.rows = row_places(batches) if shared else None
+            with others_there(self.processes):
+                losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
+            losses = {name: batches[name].weight * loss for name, loss in losses.items()}
+            self.scaler.scale(sum(self.loss_weights[name] * loss for name, loss in losses.items())).backward()
+            total = {name: total[name] + loss.detach() for name, loss in losses.items()}
+        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        if len(pieces) > 1:  # else each process has computed all of it
+            total = {name: self.processes.sum(loss) for name, loss in total.items()}
+        return {name: loss.item() for name, loss in total.items()}
 
     def _trained_by(self, task: str) -> list[torch.nn.Parameter]:
         """All that trains or, of tasks that step together, what is the task's own."""
@@ -206,7 +237,7 @@ class Trainer:
         """Score `scored` (split -> task -> data) and keep the weights if best; the line of metrics.jsonl."""
         progress, epoch = self.progress, self.epoch
         give_back_memory()  # or what scoring takes would come on top of what the steps took
-        with self.stopped.at_once():
+        with self.stopped.at_once() if self.processes.alone else nullcontext():
             scores = {split: self.scores(data) for split, data in scored.items()}
         leading = {
             split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
@@ -235,9 +266,9 @@ class Trainer:
         scores = {}
         for name, one in data.items():
             if self.encodes_once and one.features is None:
-                for _ in encode_once(self.model, one, self.device):
+                for _ in encode_once(self.model, one, self.device, processes=self.processes):
                     pass
-            prediction = predict(self.model, one, self.device)
+            prediction = predict(self.model, one, self.device, processes=self.processes)
             if not prediction.is_finite:
                 step = self.progress.step
                 raise TrainingError(f"step {step}: a prediction of {name} is not finite; try a lower --lr")
@@ -260,17 +291,23 @@ class Trainer:
             self.model.train()
             for done, total in self.encode_training_data():
                 on_encoded(done, total)
-                self.stopped.check()
+                if self.processes.alone:
+                    self.stopped.check()
             while self.unscored or not self.finished:
-                self.stopped.check()
+                self._check_stopped()
                 if self.unscored:
                     on_epoch(self.end_epoch(scored))
                 elif self.resting.issuperset(self.plan.turns.tasks(self.progress.step)):
                     self.rest()
                 else:
                     on_step(self.step())
-            self.stopped.check()
+            self._check_stopped()
         load_trainable(self.model, self.best_weights)
+
+    def _check_stopped(self) -> None:
+        """Between the same two steps in all processes, whichever of them a signal came to."""
+        self.stopped.signum = self.processes.largest(self.stopped.signum)
+        self.stopped.check()
 
 
 def not_finite(what: str, step: int, task: str, batch: Batch) -> TrainingError:

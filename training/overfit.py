@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from training.config import Config
-from training.loop import TrainingError
+from training.errors import TrainingError
 from training.report import Bar
 from training.run import Run
 

@@ -6,6 +6,7 @@ from tasks.base import Task
 
 FEATURES = ("uv", "uv-diff", "uv-diff-prod", "cosine")
 SCORE_LOSSES = ("mse", "pearson", "cosent")
+COMPARING = ("pearson", "cosent", "simcse", "simcse-unsup")  # a batch's examples with one another
 SIDE_LOSSES = ("cosine", "contrastive", "simcse", "simcse-unsup")  # of the two sides' vectors
 LOSSES = ("cross-entropy", *SCORE_LOSSES, *SIDE_LOSSES)
 

@@ -80,7 +80,7 @@ def check_sha256(folder: Path, expected: Mapping[str, str], where: Path) -> None
             raise InputError(f"{folder / name}: expected sha256 {known} as {where} says, got {got}")
 
 
-def made_with(config: Config, base: Path, steps_per_epoch: int) -> dict[str, object]:
+def made_with(config: Config, base: Path, steps_per_epoch: int, processes: int = 1) -> dict[str, object]:
     """All that decides what a run computes, as JSON has it."""
     return {
         "settings": to_dict(config),
@@ -89,6 +89,7 @@ def made_with(config: Config, base: Path, steps_per_epoch: int) -> dict[str, obj
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "processes": processes,
         EPOCH: steps_per_epoch,
     }
 

@@ -8,13 +8,19 @@ from tqdm import tqdm
 
 from training.build import Splits
 from training.config import Config
+from training.footprint import Footprint
 from training.loop import Trainer
 
 SHOWN_ROWS = 5  # skipped rows named in the header; the rest are counted
 
 
 def header(
-    config: Config, splits: Mapping[str, Splits], facts: Mapping[str, int], trainer: Trainer, out: Path
+    config: Config,
+    splits: Mapping[str, Splits],
+    facts: Mapping[str, int],
+    trainer: Trainer,
+    needed: Footprint,
+    out: Path,
 ) -> str:
     """Everything that decides a run, before it starts."""
     lines = []
@@ -45,6 +51,7 @@ def header(
     pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
     lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")
     lines.append(f"computing  {config.precision} on {config.device}")
+    lines.append(f"memory     {needed}")
     lines.append(f"output     {out}")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from minibert.errors import InputError
 from minibert.files import leftovers, write_json
@@ -28,10 +29,7 @@ def go_on(folder: RunFolder, trainer: Trainer, now: Mapping, anyway: bool) -> No
         anyway = anyway and before.get(EPOCH, now[EPOCH]) == now[EPOCH]
     if must and not anyway:
         raise InputError(f"--resume: {folder.path} was made with {'; '.join(must + may)}")
-    if path:
-        trainer.progress, trainer.best_weights = load_checkpoint(
-            path.parent, trainer.model, trainer.optimizer, trainer.scaler, path.name
-        )
+    _load(path, trainer)
     for one in leftovers(folder.path):
         one.unlink(missing_ok=True)
     if must or may:
@@ -40,3 +38,15 @@ def go_on(folder: RunFolder, trainer: Trainer, now: Mapping, anyway: bool) -> No
     if must:
         write_json(to_dict(trainer.config), folder.config)
     keep_lines(folder.steps, "step", trainer.progress.step)
+
+
+def load_newest(folder: RunFolder, trainer: Trainer) -> None:
+    """The same state for a process that changes nothing in the folder; another has looked at it already."""
+    _load(newest_whole(folder.checkpoint), trainer)
+
+
+def _load(path: Path | None, trainer: Trainer) -> None:
+    if path:
+        trainer.progress, trainer.best_weights = load_checkpoint(
+            path.parent, trainer.model, trainer.optimizer, trainer.scaler, path.name
+        )

@@ -25,16 +25,19 @@ from training.build import (
 )
 from training.checkpoint import save_checkpoint
 from training.config import Config, to_dict
+from training.errors import TrainingError
 from training.evaluate import predict
 from training.flags import Keeping
+from training.footprint import check_fits, footprint
 from training.keeping import Pace, alone_in, keep
-from training.loop import Trainer, TrainingError
+from training.loop import Trainer
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.precision import choose_device, choose_precision
+from training.processes import ALONE, Processes
 from training.profiling import StepProfile
 from training.provenance import made_with, run_sha256
 from training.report import Bar, closing_table, header
-from training.resuming import go_on
+from training.resuming import go_on, load_newest
 from training.run_folder import (
     RunFolder,
     append_line,
@@ -53,12 +56,14 @@ class Run:
         InputError: for data, model files, a device or settings that cannot be used.
     """
 
-    def __init__(self, config: Config, one_batch: bool = False):
+    def __init__(self, config: Config, one_batch: bool = False, processes: Processes = ALONE):
+        self.processes = processes
         self.device = choose_device(config.device)
         precision = choose_precision(config.precision, self.device)
-        self.base = resolve(config.model)
-        self.memory_at_start = memory_once_imported()
-        self.splits = read_splits(config)
+        with processes.first_then_others():
+            self.base = resolve(config.model)
+            self.memory_at_start = memory_once_imported()
+            self.splits = read_splits(config)
         # Folders by their whole path: a run is read back from wherever one stands.
         model = str(self.base.absolute()) if Path(config.model).is_dir() else config.model
         data = str(Path(config.data).absolute()) if config.data not in ("demo", "cs224n") else config.data
@@ -78,8 +83,12 @@ class Run:
                     by_task[task.name] = build_dataset(config, task, rows[split], tokenizer)
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
-        self.trainer = Trainer(config, model, self.data["train"], self.device)
-        self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch)
+        self.trainer = Trainer(config, model, self.data["train"], self.device, processes)
+        steps, epochs = self.trainer.total_steps, self.trainer.total_steps / self.trainer.steps_per_epoch
+        texts = sum(len(one) * len(one.sides) for split in self.data.values() for one in split.values())
+        self.needed = footprint(config, model, *self.trainer.plan.largest(steps), texts, epochs)
+        self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch, processes.count)
+        processes.check_same([self.made_with[kind] for kind in ("settings", "data file", "model file")])
         self.keeping = Keeping()
 
     def facts(self) -> dict[str, int]:
@@ -103,16 +112,33 @@ class Run:
 
         The time of `profiled` steps is looked at. A run made otherwise is resumed only if it is `anyway`.
         """
+        if not self.processes.first:
+            return self._follow(folder, resume)
+        check_fits(self.needed, self.device)
         self.keeping = keeping or self.keeping
         profiling = StepProfile(profiled, self.trainer.model, folder.path, self.trainer.total_steps)
         with alone_in(folder.path):
             self._begin(folder, resume, anyway)
+            self.processes.wait()
             return self._train(folder, track, profiling)
+
+    def _follow(self, folder: RunFolder, resume: bool) -> int:
+        """What any but the first process does: the same steps from the same state, and no word of its own."""
+        self.processes.wait()  # until the first has said from where the run goes on
+        if resume:
+            load_newest(folder, self.trainer)
+        try:
+            scored = {"dev": self.data["dev"], "train": self.data["sample"]}
+            self.trainer.run(scored, *[lambda *_: None] * 3)
+        except Interrupted as stop:
+            return stop.exit_code
+        return 0
 
     def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
         trainer, progress = self.trainer, self.trainer.progress
         pace = Pace(self.keeping, progress.step)
-        print(header(self.config, self.splits, self.facts(), trainer, folder.path), flush=True)
+        told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path)
+        print(told, flush=True)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
 
@@ -223,6 +249,7 @@ class Run:
             "tokens_per_second": round(progress.tokens / progress.train_seconds, 1),
             "peak_memory_mib": round(peak, 1),
             "memory_above_start_mib": round(peak - start, 1),
+            "memory_estimated_mib": round(self.needed.total, 1),
             **self.facts(),
             "effective_scale": config.scaling,
             "lr": config.lr,
@@ -233,7 +260,7 @@ class Run:
             "resumed_anyway": progress.changes,
             "config": to_dict(config),
             "sha256": {"data": self.made_with["data file"], "model": self.made_with["model file"]},
-            **{name: self.made_with[name] for name in ("versions", "threads", "cpu")},
+            **{name: self.made_with[name] for name in ("versions", "threads", "cpu", "processes")},
         }
 
     def _rows(self, task: str) -> dict[str, int]:

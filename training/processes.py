@@ -1,0 +1,157 @@
+"""The processes of a run: one, or as many as `torchrun` has started, which agree by gloo or NCCL.
+
+Data parallel: each has the whole model and a share of each batch (`tasks.share`), and the sum of their
+gradients is what one process would have. It is summed here, by one all_reduce a step over what trains, and
+not by DistributedDataParallel: of LoRA that is a megabyte, a step's heads differ from step to step, and so
+the loop stays the same for one process and for many.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minibert.errors import InputError
+from training.errors import TrainingError
+
+PATIENCE = timedelta(minutes=30)  # for the others; one that dies is known at once
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among the run's; on its own by default."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def alone(self) -> bool:
+        return self.count == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def mine(self, items: Iterable) -> Iterator:
+        """Of what all have in the same order, every `count`-th from `rank` on."""
+        return (item for i, item in enumerate(items) if i % self.count == self.rank)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor's sum over all processes, in place.
+
+        Raises:
+            TrainingError: if one of them has ended.
+        """
+        if not self.alone:
+            there = tensor.to(device_of_group())  # itself, but for what is scored on a GPU
+            with others_there(self):
+                dist.all_reduce(there)
+            tensor.copy_(there)
+        return tensor
+
+    def largest(self, value: int) -> int:
+        """Of the numbers that the processes have, the largest; all have called this before any goes on."""
+        if self.alone:
+            return value
+        told = torch.tensor(value, device=device_of_group())
+        with others_there(self):
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+        return int(told)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.largest(0)
+
+    @contextmanager
+    def first_then_others(self) -> Iterator[None]:
+        """What is inside is done by the first process, then by the others, who find what it has fetched."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def check_same(self, told: object) -> None:
+        """Raises:
+        InputError: if another process was told something else; by a checksum of its JSON.
+        """
+        checksum = zlib.crc32(json.dumps(told, sort_keys=True).encode())
+        if self.largest(checksum) != checksum or self.largest(-checksum) != -checksum:
+            raise InputError(
+                f"process {self.rank} of {self.count}: expected the settings, data and model of the other "
+                "processes, got others"
+            )
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Each gradient becomes the sum over all processes; which parameters have one is the same in all."""
+        if self.alone:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def others_there(processes: Processes) -> Iterator[None]:
+    """Raises:
+    TrainingError: if what happens inside fails for want of another process.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        this, reason = f"process {processes.rank} of {processes.count}", " ".join(str(error).split())[:200]
+        said = "another process of the run has ended or does not answer"
+        raise TrainingError(f"{this}: {said} ({reason})") from None
+
+
+def device_of_group() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def started_by_torchrun() -> bool:
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """This process among those that torchrun has started; `device` is the run's, or auto.
+
+    Raises:
+        InputError: if torchrun has not said all that it does, or there is no GPU for each process.
+    """
+    if not started_by_torchrun():
+        yield Processes()
+        return
+    if lacking := [name for name in NEEDED if not os.environ.get(name)]:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so expected {', '.join(lacking)} too: start several "
+            "processes by torchrun --nproc-per-node N train.py ..."
+        )
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu and ":" in device:
+        raise InputError(f"--device {device}: expected cuda; torchrun gives each process a GPU of its own")
+    if on_gpu:
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise InputError(f"torchrun: expected a GPU for each process of a machine, got {there} GPUs")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
