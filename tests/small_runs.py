@@ -8,12 +8,14 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 from tiny_bert import WORDS
 
+import train
 from training.config import Config, check
 from training.exit import run_command
 
@@ -85,6 +87,21 @@ def call(main: Callable[[], int], *arguments: object) -> Ended:
     ):
         code = run_command(main)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def finished_runs(
+    model: Path, data: Path, folder: Path, kinds: Mapping[str, Mapping], **common
+) -> Callable[[str], Path]:
+    """By kind the folder of a finished run, made when it is first asked for; not to be changed."""
+
+    @cache
+    def run(kind: str) -> Path:
+        out = folder / kind
+        ended = call(train.main, *flags(model, data, out=out, **common, **kinds[kind]))
+        assert ended.code == 0, ended.err
+        return out
+
+    return run
 
 
 def strict_json(text: str) -> dict:

@@ -5,6 +5,7 @@ import csv
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 import transformers
 from pages import Seen
-from small_runs import Ended, call, flags
+from small_runs import Ended, call, finished_runs, flags
 from tiny_bert import TINY
 
 import predict
@@ -39,18 +40,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)> & \"a\" 'b' <b>"
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The folder of a finished run of RUNS; not to be changed."""
-    known: dict[str, Path] = {}
-
-    def run(kind: str) -> Path:
-        if kind not in known:
-            known[kind] = tmp_path_factory.mktemp("finished") / "run"
-            ended = call(train.main, *flags(tiny, small_data, out=known[kind], max_steps=3, **RUNS[kind]))
-            assert ended.code == 0, ended.err
-        return known[kind]
-
-    return run
+def finished(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a finished run of RUNS."""
+    return finished_runs(tiny, small_data, tmp_path_factory.mktemp("finished"), RUNS, max_steps=3)
 
 
 def train_rows(small_data: Path, name: str) -> dict[tuple[str, ...], list[float]]:

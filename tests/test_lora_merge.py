@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import Ended, call, flags, strict_json
+from small_runs import Ended, call, finished_runs, flags, strict_json
 from tiny_bert import build_tiny
 from tolerances import tolerance
 from torch import Tensor, nn
@@ -49,18 +50,9 @@ POOLING = {
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The folder of a finished run of RUNS; not to be changed."""
-    known: dict[str, Path] = {}
-
-    def run(kind: str) -> Path:
-        if kind not in known:
-            known[kind] = tmp_path_factory.mktemp("finished") / "run"
-            ended = call(train.main, *flags(tiny, small_data, out=known[kind], max_steps=4, **RUNS[kind]))
-            assert ended.code == 0, ended.err
-        return known[kind]
-
-    return run
+def finished(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a finished run of RUNS."""
+    return finished_runs(tiny, small_data, tmp_path_factory.mktemp("finished"), RUNS, max_steps=4)
 
 
 @pytest.fixture(scope="module")

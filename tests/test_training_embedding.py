@@ -2,16 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from small_runs import Ended, call, flags
+from small_runs import Ended, call, finished_runs
 from tiny_bert import TINY, WORDS, build_tiny
 
-import train
 from minibert.errors import InputError
 from training import embed
 from training.embedding import Encoder
@@ -27,18 +27,9 @@ WITHIN = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The folder of a finished run of RUNS; not to be changed."""
-    known: dict[str, Path] = {}
-
-    def run(kind: str) -> Path:
-        if kind not in known:
-            known[kind] = tmp_path_factory.mktemp("finished") / "run"
-            ended = call(train.main, *flags(tiny, small_data, out=known[kind], max_steps=3, **RUNS[kind]))
-            assert ended.code == 0, ended.err
-        return known[kind]
-
-    return run
+def finished(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a finished run of RUNS."""
+    return finished_runs(tiny, small_data, tmp_path_factory.mktemp("finished"), RUNS, max_steps=3)
 
 
 @pytest.fixture(scope="module")
