@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from hostile import (
-    INPUTS,
     TEXTS,
     VALUES,
     changed,
@@ -320,10 +319,6 @@ class TestSettings:
             return make_cells(overridden({}, given), "flags")
 
         read_or_refused(cells)
-
-
-def test_what_is_counted_as_hostile_is_read_that_often() -> None:
-    assert INPUTS >= 500
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
