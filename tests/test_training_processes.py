@@ -194,11 +194,16 @@ class TestRefuses:
         ended = torchrun("train.py", *flags(tiny, small_data, overfit_batch=True), cwd=ROOT)
         assert "--overfit-batch: expected one process, got 2" in ended.stderr
 
-    def test_several_processes_that_torchrun_did_not_start(self, tiny: Path, small_data: Path, monkeypatch):
-        monkeypatch.setenv("WORLD_SIZE", "2")
+    @pytest.mark.parametrize("count", ["2", "two", "-1", "0.5"])
+    def test_several_processes_that_torchrun_did_not_start(
+        self, count: str, tiny: Path, small_data: Path, monkeypatch
+    ):
+        monkeypatch.setenv("WORLD_SIZE", count)
         ended = call(train.main, *flags(tiny, small_data))
         assert ended.code == 2
-        assert "expected RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT too" in ended.line
+        others = "RANK, LOCAL_RANK, MASTER_PORT, MASTER_ADDR are not what torchrun sets"
+        wanted = others if count == "2" else others.replace("RANK, ", "RANK, WORLD_SIZE, ", 1)
+        assert wanted in ended.line
 
     def test_processes_that_were_told_different_things(self, refusal):
         class Told(Processes):

@@ -22,7 +22,7 @@ from minibert.errors import InputError
 from training.errors import TrainingError
 
 PATIENCE = timedelta(minutes=30)  # for the others; one that dies is known at once
-NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torchrun
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")  # that torchrun puts into the environment
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,6 @@ def device_of_group() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def started_by_torchrun() -> bool:
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
-
-
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
     """This process among those that torchrun has started; `device` is the run's, or auto.
@@ -134,13 +130,16 @@ def joined(device: str) -> Iterator[Processes]:
     Raises:
         InputError: if torchrun has not said all that it does, or there is no GPU for each process.
     """
-    if not started_by_torchrun():
-        yield Processes()
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count == "1":
+        yield ALONE
         return
-    if lacking := [name for name in NEEDED if not os.environ.get(name)]:
+    wrong = [name for name in NUMBERS if not os.environ.get(name, "").isdecimal()]
+    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    if wrong:
         raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so expected {', '.join(lacking)} too: start several "
-            "processes by torchrun --nproc-per-node N train.py ..."
+            f"WORLD_SIZE is {count!r}, but {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what "
+            "torchrun sets: start several processes by torchrun --nproc-per-node N train.py ..."
         )
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu and ":" in device:
