@@ -16,14 +16,14 @@ from tasks.objective import objective
 from training.best import dev_scores, epochs_kept, longest_wait, mean, single
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
-from training.errors import TrainingError
+from training.errors import TrainingError, not_finite
 from training.evaluate import encode_once, predict, score
 from training.memory import give_back_memory
 from training.optimizer import build_optimizer, lr_factor
 from training.processes import ALONE, Processes, others_there
 from training.recompute import recompute_layers
 from training.row_places import row_places
-from training.signals import Received, stop_signals
+from training.signals import Interrupted, Received, stop_signals
 
 
 class Trainer:
@@ -63,10 +63,9 @@ class Trainer:
         head_lr = config.by_task("task_lr", config.lr)
         self.optimizer = build_optimizer(model, config.lr, config.weight_decay, head_lr)
         self.trained_by = {name: self._trained_by(name) for name in train}
-        # On a GPU masks are of the process's own numbers, which no other may have.
-        self.dropout_key = install_dropout(
-            model, config.seed + (processes.rank if device.type == "cuda" else 0)
-        )
+        # On a GPU a process draws masks for its own rows alone, which must not be another's.
+        own = processes.rank if device.type == "cuda" else 0
+        self.dropout_key = install_dropout(model, config.seed + own)
         if config.recompute:
             recompute_layers(model.bert, self.dropout_key)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
@@ -306,12 +305,6 @@ class Trainer:
 
     def _check_stopped(self) -> None:
         """Between the same two steps in all processes, whichever of them a signal came to."""
-        self.stopped.signum = self.processes.largest(self.stopped.signum)
-        self.stopped.check()
-
-
-def not_finite(what: str, step: int, task: str, batch: Batch) -> TrainingError:
-    """The loss or the gradient of a step's batch."""
-    ids = ", ".join(batch.ids[:8]) + (", ..." if len(batch.ids) > 8 else "")
-    line = f"step {step}: the {what} of {task} is not finite (examples {ids}); try a lower --lr"
-    return TrainingError(line, step=step, task=task, what=what, examples=list(batch.ids))
+        # One that comes while the processes agree is left for the next time: the others were told of none.
+        if signum := self.processes.largest(self.stopped.signum):
+            raise Interrupted(signum)
