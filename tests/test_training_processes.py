@@ -149,7 +149,7 @@ def test_where_one_process_dies_the_other_ends_too_and_says_so(rank: int, pair: 
     pair[rank].kill()
     other = 1 - rank
     _, err = pair[other].communicate(timeout=120)
-    assert pair[other].returncode == 1
+    assert pair[other].returncode == 1, err
     said = f"error: process {other} of 2: another process of the run has ended or does not answer"
     assert said in err
     assert "Traceback" not in err
@@ -161,7 +161,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
 ) -> None:
     pair[rank].terminate()
     errs = [process.communicate(timeout=120)[1] for process in pair]
-    assert [process.returncode for process in pair] == [143, 143]
+    assert [process.returncode for process in pair] == [143, 143], errs
     step = len(lines_of(tmp_path / "run" / "steps.jsonl"))
     assert f"SIGTERM: stopped after step {step}, saved" in errs[0]
     assert errs[1] == ""
