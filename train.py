@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from minibert.errors import InputError
 from training.cli import parse
 from training.config import Config
-from training.exit import run_command
+from training.exit import leave, run_command
 from training.flags import keeping
 from training.tracking import check_ready
 
@@ -51,4 +51,4 @@ def train(config: Config, given: Namespace, processes: "Processes") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

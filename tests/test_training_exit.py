@@ -114,3 +114,16 @@ def test_a_reader_that_goes_away_is_no_traceback(lines: int) -> None:
         process.stdin.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize(("processes", "code"), [("1", -signal.SIGABRT), ("2", 143)])
+def test_one_of_several_processes_leaves_before_anything_can_abort_it(processes: str, code: int) -> None:
+    script = (
+        "import atexit, os; from training.exit import leave; atexit.register(os.abort); print(1); leave(143)"
+    )
+    environment = os.environ | {"WORLD_SIZE": processes}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == code
+    assert ended.stdout == "1\n" or code < 0

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from training.errors import TrainingError
 from training.processes import Processes, joined, others_there
 
 ROOT = Path(__file__).parents[1]
+UNTIL_FULL = ROOT / "tests" / "run_until_full.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -96,20 +97,34 @@ def test_a_stopped_run_goes_on_in_another_number_of_processes(
     changes = {"task": "sts", "method": "lora", "epochs": 4}
     assert call(train.main, *flags(tiny, small_data, out=tmp_path / "whole", **changes)).code == 0
 
-    def go(processes: int, program: Path, *more: str) -> subprocess.CompletedProcess:
-        arguments = [program, *flags(tiny, small_data, out=tmp_path / "run", **changes), *more]
+    def go(processes: int, program: Sequence[str | Path], *more: str) -> subprocess.CompletedProcess:
+        arguments = [*program, *flags(tiny, small_data, out=tmp_path / "run", **changes), *more]
         if processes == 2:
-            return torchrun(*arguments)
+            return torchrun(*arguments, cwd=ROOT)
         command = [sys.executable, *arguments]
-        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
-    ended = go(first, ROOT / "tests" / "run_until_full.py", "--checkpoint-steps", "2")
+    ended = go(first, [UNTIL_FULL, "step"], "--checkpoint-steps", "2")
     assert ended.returncode == 1
     assert "No space left" in ended.stderr
-    ended = go(then, ROOT / "train.py", "--resume")
+    ended = go(then, ["train.py"], "--resume")
     assert ended.returncode == 0, ended.stderr
     assert f"processes {first}, now it is {then}" in ended.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_none_ends_well_if_the_first_cannot_write_the_end(
+    tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    arguments = flags(tiny, small_data, out=tmp_path / "run", task="sts", method="lora")
+    ended = torchrun("--redirects", "3", "--log-dir", tmp_path / "log", UNTIL_FULL, "end", *arguments)
+    assert ended.returncode == 1
+    first, other = (
+        next(tmp_path.glob(f"log/*/attempt_0/{rank}/stderr.log")).read_text() for rank in range(2)
+    )
+    assert first.endswith("error: No space left\n")
+    assert other.splitlines()[-1].startswith("error: process 1 of 2: another process of the run has ended")
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def wait_for(path: Path, *running: subprocess.Popen) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from minibert.errors import InputError
 from training.signals import StopAtOnce, interrupted
@@ -39,6 +40,19 @@ def run_command(main: Callable[[], int]) -> int:
         return _fail("out of memory; try a smaller --batch-size or --max-length", 1)
     except RuntimeError as error:
         return _runtime_error(error)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with what `run_command` has returned: at once if it is one of several.
+
+    The threads by which those talk may abort a process while Python puts its modules away, and what was said
+    and the exit code are to be the command's own.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _runtime_error(error: RuntimeError) -> int:

@@ -129,6 +129,7 @@ def joined(device: str) -> Iterator[Processes]:
 
     Raises:
         InputError: if torchrun has not said all that it does, or there is no GPU for each process.
+        TrainingError: if another has ended before it has done all that it has to.
     """
     count = os.environ.get("WORLD_SIZE") or "1"
     if count == "1":
@@ -150,7 +151,9 @@ def joined(device: str) -> Iterator[Processes]:
             raise InputError(f"torchrun: expected a GPU for each process of a machine, got {there} GPUs")
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    processes = Processes(dist.get_rank(), dist.get_world_size())
+    yield processes
+    # Only where all goes well: none ends well before the first has written all, and one that fails leaves
+    # without a word to the others (`training.exit.leave`).
+    processes.wait()
+    dist.destroy_process_group()
