@@ -87,14 +87,18 @@ def run(command: Sequence[str], threads: int) -> str:
     """What a program of this project says on stdout, run by this Python with so many threads.
 
     Raises:
-        InputError: if it fails, with its last line.
+        InputError: if it fails, with its last error or else its last line.
     """
     ended = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment(threads), capture_output=True, text=True
     )
     if ended.returncode:
         how = signal.Signals(-ended.returncode).name if ended.returncode < 0 else f"exit {ended.returncode}"
-        last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        said = [line.strip() for line in ended.stderr.splitlines() if any(map(str.isalnum, line))]
+        errors = [
+            line for line in said if line.startswith("error: ")
+        ]  # of torchrun's processes, before its own
+        last = (errors or said or ["it said nothing"])[-1]
         raise InputError(f"{' '.join(command[:2])}: {last.removeprefix('error: ')} ({how})")
     return ended.stdout
 

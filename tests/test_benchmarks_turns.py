@@ -98,3 +98,17 @@ def test_the_machine_is_described_and_multiplies():
     rates = run_json(["-m", "benchmarks.machine"], 1)
     assert rates.keys() == {"fp32", "bf16"}
     assert min(rates.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("a warning\\nerror: no such file\\n", "no such file"),
+        ("error: the disk is full\\n=====\\ntrain.py FAILED\\n=====\\n", "the disk is full"),
+        ("train.py FAILED\\n  traceback : Signal 6 (SIGABRT)\\n=====\\n", "traceback : Signal 6 (SIGABRT)"),
+        ("", "it said nothing"),
+    ],
+)
+def test_a_program_that_fails_is_quoted_with_what_went_wrong(said: str, line: str, refusal) -> None:
+    script = f"import sys; sys.stderr.write('{said}'); sys.exit(1)"
+    assert refusal(run, ["-c", script], 1).endswith(f": {line} (exit 1)")
