@@ -1,5 +1,11 @@
 """Fixtures that more than one file of tests needs."""
 
+import os
+
+# Tests side by side (-n auto) have a core each, and so has what they start. OpenMP reads this once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import threading
 from collections.abc import Callable, Iterator
