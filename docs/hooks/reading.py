@@ -21,6 +21,9 @@ FENCED = re.compile(r"^```(source|figure)\n(.+?)\n```$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
+    if page.file.src_uri.startswith("reading/"):
+        page.meta["hide"] = ["toc"]  # its place is given to the code, whose lines are long
+
     def put(found: re.Match) -> str:
         kind, inside = found.groups()
         try:
