@@ -1,7 +1,7 @@
 """Run the blocks of Python of a page of the guided reading: `python -i docs/run.py lora`.
 
-With -i Python stays, and has all of the page's variables. A block of text that follows a block of Python is what it
-prints; tests/test_docs.py holds every page to that.
+With -i Python stays, and has all of the page's variables. A block of text that follows a block of Python is
+what it prints; tests/test_docs.py holds every page to that.
 """
 
 import re

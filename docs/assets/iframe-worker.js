@@ -3,35 +3,28 @@ if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
       super()
-      this.waiting = []
-      const frame = document.createElement("iframe")
-      frame.hidden = true
-      const begin = () => {
-        document.body.append(frame)
-        this.inside = frame.contentWindow
-        this.inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }))
-        const script = this.inside.document.createElement("script")
-        script.src = url
-        script.onload = () => this.waiting.splice(0).forEach((data) => this.send(data))
-        this.script = script
-        this.inside.document.head.append(script)
-      }
-      if (document.body) begin()
-      else addEventListener("DOMContentLoaded", begin)
+      this.waiting = [] // what is sent before it listens
+      if (document.body) this.begin(url)
+      else addEventListener("DOMContentLoaded", () => this.begin(url))
     }
 
-    set onmessage(listener) {
-      this.addEventListener("message", listener)
+    begin(url) {
+      const frame = document.createElement("iframe")
+      frame.hidden = true
+      document.body.append(frame)
+      const inside = frame.contentWindow
+      inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }))
+      const script = inside.document.createElement("script")
+      script.src = url
+      script.onload = () => {
+        this.postMessage = (data) => inside.dispatchEvent(new inside.MessageEvent("message", { data }))
+        this.waiting.forEach(this.postMessage)
+      }
+      inside.document.head.append(script)
     }
 
     postMessage(data) {
-      if (this.ready) this.send(data)
-      else this.waiting.push(data)
-    }
-
-    send(data) {
-      this.ready = true
-      this.inside.dispatchEvent(new this.inside.MessageEvent("message", { data }))
+      this.waiting.push(data)
     }
   }
 }

@@ -20,4 +20,6 @@ def _convert(found: re.Match) -> str:
     tag, opening, tex = found.groups()
     display = "block" if opening == "[" else "inline"
     tex = html.unescape(tex).strip()
+    # Without a font for mathematics a browser has no brackets as high as a matrix: site.css draws them.
+    tex = tex.replace("{pmatrix}", "{matrix}")
     return f'<{tag} class="equation" title="{html.escape(tex)}">{convert(tex, display=display)}</{tag}>'

@@ -59,8 +59,8 @@ def lora(figure: Figure) -> None:
         )
         axes.text(x + width / 2, y + height / 2, name, ha="center", va="center", fontsize=9)
     axes.text(4.65, 2.2, "+  s", fontsize=12, va="center")
-    axes.text(5.78, 4.5, "B  N × r", ha="center", fontsize=9)
-    axes.text(8.4, 4.5, "A  r × K", ha="center", fontsize=9)
+    axes.text(5.78, 4.5, "B: N × r", ha="center", fontsize=9)
+    axes.text(8.4, 4.5, "A: r × K", ha="center", fontsize=9)
     axes.text(8.4, 2.2, "6,144 numbers train\nbeside 147,456", ha="center", va="center", fontsize=9)
 
 
