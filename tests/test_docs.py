@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pages import Opened, Seen
@@ -42,7 +43,7 @@ def test_what_a_page_runs_does_what_the_page_says(path: Path, request):
 @pytest.mark.parametrize("path", READING, ids=by_name)
 def test_a_page_of_the_reading_has_its_four_parts_and_every_block_is_checked(path: Path):
     page = path.read_text(encoding="utf-8")
-    assert "\n```source\n" in page or path.stem in ("study",)
+    assert "\n```source\n" in page
     assert page.count("\n```figure\n") == 1
     assert "\n$$\n" in page
     found = blocks(page)
@@ -75,6 +76,17 @@ def test_a_passage_is_the_source_as_it_stands():
 def test_a_name_that_is_not_there_is_an_error(name: str):
     with pytest.raises(LookupError, match="nothing"):
         passage(name)
+
+
+@pytest.mark.parametrize("block", ["source\nlora.nothing", "figure\nnothing: A caption."])
+def test_a_page_that_asks_for_what_is_not_there_stops_the_build(block: str):
+    pytest.importorskip("latex2mathml", reason="the docs extra is not installed")
+    exceptions = pytest.importorskip("mkdocs.exceptions", reason="the docs extra is not installed")
+    from reading import on_page_markdown
+
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    with pytest.raises(exceptions.PluginError, match=r"^index\.md: .*nothing"):
+        on_page_markdown(f"Before.\n\n```{block}\n```\n", page=page)
 
 
 def test_a_page_can_be_run_from_the_command_line():
