@@ -30,6 +30,7 @@ ONE, OTHER = "A cat is asleep on the sofa.", "The cat sleeps on a couch."
 # %%
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,9 @@ places = [here, *here.parents, here / "minibert-project"]
 root = next((one for one in places if (one / "train.py").is_file() and (one / "minibert").is_dir()), None)
 if root is None:
     if not REPOSITORY:
-        raise SystemExit("Open this inside the project, or set REPOSITORY to the address you clone it from.")
+        raise RuntimeError(
+            "Open this inside the project, or set REPOSITORY to the address you clone it from."
+        )
     root = places[-1]
     subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, str(root)], check=True)
 needed = ("torch", "tokenizers", "safetensors", "matplotlib")
@@ -56,13 +59,14 @@ print(root)
 
 # %%
 def run(*words):
-    print("$ python", *words, flush=True)
-    command = [sys.executable, *map(str, words)]
+    words = [str(word) for word in words]
+    print("$ python", shlex.join(words), flush=True)
+    command = [sys.executable, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode:
-        raise SystemExit(f"{words[0]} ended with exit code {process.returncode}; the line above says why.")
+        raise RuntimeError(f"{words[0]} ended with exit code {process.returncode}; the line above says why.")
 
 
 # %% [markdown]
@@ -101,8 +105,8 @@ run("train.py", "--method", "lora", *settings, "--out", LORA, "--resume")
 run("train.py", "--method", "full", *settings, "--out", FULL, "--resume")
 
 # %% [markdown]
-# One table says what each has trained, reached and cost. One seed says little: the dev set has 144 pairs,
-# and another `--seed` moves the score by a hundredth or so.
+# One table says what each has trained, reached and cost. It is of one seed and 144 dev pairs: a standard
+# error is about .02, and a smaller difference between the two says nothing.
 
 # %%
 from IPython.display import HTML, Markdown, display
@@ -153,8 +157,10 @@ data = Dataset(TASKS["sts"], [text_example(TASKS["sts"], [ONE, OTHER])], tokeniz
 batch = data.collate(np.zeros(1, int))
 with torch.no_grad():
     hidden = model.bert(batch.input_ids, batch.token_type_ids, batch.sequences)  # [M, H]
-    score = model.heads["sts"](hidden.mean(0, keepdim=True)).item()
-print(f"{len(batch.input_ids)} tokens, score {score:.4f}")
+    pooled = model.pool(model.bert, hidden, batch.sequences)  # [1, H]
+    score = model.heads["sts"](pooled).item()
+count = batch.sequences.lengths[0]  # what fills the row up to a round number is no part of the sequence
+print(f"score {score:.4f}, of these tokens:", *tokenizer.tokens(batch.input_ids[:count].tolist()))
 
 # %% [markdown]
 # LoRA's claim is that `x Wᵀ + s · x Aᵀ Bᵀ` is a dense layer with the weight `W + s · B A`, and that A and B
@@ -192,8 +198,9 @@ MERGED = Path(OUT, "merged")
 shutil.rmtree(MERGED, ignore_errors=True)
 run("-m", "lora.merge", LORA, MERGED)
 with torch.no_grad():
-    plain = load_bert(MERGED)(batch.input_ids, batch.token_type_ids, batch.sequences)  # [M, H]
-    merged_score = model.heads["sts"](plain.mean(0, keepdim=True)).item()
+    plain = load_bert(MERGED).eval()
+    hidden = plain(batch.input_ids, batch.token_type_ids, batch.sequences)  # [M, H]
+    merged_score = model.heads["sts"](model.pool(plain, hidden, batch.sequences)).item()
 print(f"merged {merged_score:.4f}, with its adapter {score:.4f}")
 assert abs(merged_score - score) < 1e-3
 
@@ -210,9 +217,9 @@ if all(importlib.util.find_spec(name) for name in ("peft", "transformers")):
     from transformers import BertModel
 
     theirs = PeftModel.from_pretrained(BertModel.from_pretrained(resolve(MODEL)), LORA / "adapter").eval()
-    ids, types = batch.input_ids[None], batch.token_type_ids[None]  # [1, M]
+    ids, types = batch.input_ids[None, :count], batch.token_type_ids[None, :count]  # [1, T]
     with torch.no_grad():
-        hidden = theirs(input_ids=ids, token_type_ids=types).last_hidden_state  # [1, M, H]
+        hidden = theirs(input_ids=ids, token_type_ids=types).last_hidden_state  # [1, T, H]
         peft_score = model.heads["sts"](hidden.mean(1)).item()
     print(f"PEFT {peft_score:.4f}, ours {score:.4f}")
     assert abs(peft_score - score) < 1e-3
@@ -233,8 +240,8 @@ source = html.escape(PAGE.read_text(encoding="utf-8"))
 display(HTML(f'<div><iframe srcdoc="{source}" width="100%" height="700"></iframe></div>'))
 
 # %% [markdown]
-# The course's own files need one flag more: `--data`, and the folder in which they lie, under the names
-# printed here. Put the folder's path into `COURSE_DATA` at the top.
+# The course's own files need one flag more: `--data`, and the folder in which they lie, under the names that
+# are printed here. Put the folder's whole path into `COURSE_DATA` at the top.
 
 # %%
 if COURSE_DATA:
