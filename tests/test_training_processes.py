@@ -19,7 +19,7 @@ from small_runs import call, column, flags, strict_json
 
 import train
 from training.errors import TrainingError
-from training.processes import Processes, joined, others_there
+from training.processes import Processes, joined, not_from_torchrun, others_there
 
 ROOT = Path(__file__).parents[1]
 UNTIL_FULL = ROOT / "tests" / "run_until_full.py"
@@ -219,6 +219,23 @@ class TestRefuses:
         others = "RANK, LOCAL_RANK, MASTER_PORT, MASTER_ADDR are not what torchrun sets"
         wanted = others if count == "2" else others.replace("RANK, ", "RANK, WORLD_SIZE, ", 1)
         assert wanted in ended.line
+
+    @pytest.mark.parametrize(
+        ("changes", "wrong"),
+        [({"WORLD_SIZE": "0"}, "RANK, WORLD_SIZE are"), ({"RANK": "2"}, "RANK is"), ({"RANK": "-1"}, "RANK is"),
+         ({"MASTER_PORT": "0"}, "MASTER_PORT is"), ({"MASTER_PORT": "65536"}, "MASTER_PORT is"),
+         ({"MASTER_ADDR": ""}, "MASTER_ADDR is"), ({"LOCAL_RANK": ""}, "LOCAL_RANK is")],
+    )  # fmt: skip
+    def test_a_place_among_them_that_there_is_not(
+        self, changes: dict, wrong: str, tiny: Path, small_data: Path, monkeypatch
+    ):
+        sound = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1", "MASTER_ADDR": "h"}
+        assert not_from_torchrun(sound) == []
+        for name, value in (sound | changes).items():
+            monkeypatch.setenv(name, value)
+        ended = call(train.main, *flags(tiny, small_data))
+        assert ended.code == 2
+        assert f", but {wrong} not what torchrun sets" in ended.line
 
     def test_processes_that_were_told_different_things(self, refusal):
         class Told(Processes):

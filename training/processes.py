@@ -7,9 +7,10 @@ the loop stays the same for one process and for many.
 """
 
 import json
+import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -119,6 +120,20 @@ def others_there(processes: Processes) -> Iterator[None]:
         raise TrainingError(f"{this}: {said} ({reason})") from None
 
 
+def not_from_torchrun(environment: Mapping[str, str]) -> list[str]:
+    """The variables that are not what torchrun sets: a rank beyond the others would wait for ever."""
+    given = {name: environment.get(name, "") for name in NUMBERS}
+    numbers = {name: int(text) for name, text in given.items() if text.isdecimal()}
+    least = {"WORLD_SIZE": 1, "MASTER_PORT": 1}
+    most = {"RANK": numbers.get("WORLD_SIZE", math.inf) - 1, "MASTER_PORT": 2**16 - 1}
+    wrong = [
+        name
+        for name in NUMBERS
+        if name not in numbers or not least.get(name, 0) <= numbers[name] <= most.get(name, math.inf)
+    ]
+    return wrong + ([] if environment.get("MASTER_ADDR") else ["MASTER_ADDR"])
+
+
 def device_of_group() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
@@ -135,8 +150,7 @@ def joined(device: str) -> Iterator[Processes]:
     if count == "1":
         yield ALONE
         return
-    wrong = [name for name in NUMBERS if not os.environ.get(name, "").isdecimal()]
-    wrong += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
+    wrong = not_from_torchrun(os.environ)
     if wrong:
         raise InputError(
             f"WORLD_SIZE is {count!r}, but {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not what "
