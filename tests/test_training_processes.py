@@ -223,7 +223,8 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("changes", "wrong"),
         [({"WORLD_SIZE": "0"}, "RANK, WORLD_SIZE are"), ({"RANK": "2"}, "RANK is"),
-         ({"RANK": "-1"}, "RANK is"), ({"MASTER_PORT": "0"}, "MASTER_PORT is"), ({"MASTER_PORT": "65536"}, "MASTER_PORT is"),
+         ({"RANK": "-1"}, "RANK is"), ({"MASTER_PORT": "0"}, "MASTER_PORT is"),
+         ({"MASTER_PORT": "65536"}, "MASTER_PORT is"),
          ({"MASTER_ADDR": ""}, "MASTER_ADDR is"), ({"LOCAL_RANK": ""}, "LOCAL_RANK is")],
     )  # fmt: skip
     def test_a_place_among_them_that_there_is_not(
