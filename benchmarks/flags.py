@@ -1,6 +1,7 @@
 """The flags that benchmarks share, and their checks. Imports no torch."""
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def check_common(given: argparse.Namespace) -> None:
 def check_data(path: Path | None) -> None:
     if path is not None and not path.is_dir():
         raise InputError(f"--data: expected a folder, got {str(path)!r}")
+
+
+def check_installed(*peers: str) -> None:
+    """Before anything is measured: raises InputError if a package that is compared with is not there."""
+    missing = [name for name in peers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"the comparison needs {' and '.join(missing)}: pip install -e '.[bench]'")
 
 
 def check_out(path: Path | None, name: str = "--out") -> None:

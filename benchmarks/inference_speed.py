@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.flags import add_common, check_common, check_data, check_least, log_beside
+from benchmarks.flags import add_common, check_common, check_data, check_installed, check_least, log_beside
 from benchmarks.machine import describe
 from benchmarks.tables import show, with_range
 from benchmarks.turns import Log, Round, paired, run_json, take_turns
@@ -117,6 +117,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> int:
     given = parse_flags(sys.argv[1:])
+    check_installed("sentence_transformers")
     from benchmarks.inference import write_folders
     from minibert.files import write_json
     from minibert.hub import resolve

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.flags import add_common, check_common, check_data, log_beside
+from benchmarks.flags import add_common, check_common, check_data, check_installed, log_beside
 from benchmarks.machine import describe
 from benchmarks.tables import show, with_range
 from benchmarks.turns import ROOT, Log, Round, environment, paired, run, take_turns
@@ -106,6 +106,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> int:
     given = parse_flags(sys.argv[1:])
+    check_installed("transformers", "peft")
     data = str(given.data.absolute()) if given.data else "demo"
     model = str(Path(given.model).absolute()) if Path(given.model).is_dir() else given.model
     measures: dict[str, Callable[[int], dict]] = {

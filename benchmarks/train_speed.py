@@ -16,7 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.flags import add_common, check_common, check_data, check_least, check_out, log_beside
+from benchmarks.flags import (
+    add_common,
+    check_common,
+    check_data,
+    check_installed,
+    check_least,
+    check_out,
+    log_beside,
+)
 from benchmarks.machine import describe
 from benchmarks.tables import show
 from benchmarks.train_results import COLUMNS, FLOPS, RATES, VARIANTS, plot, rows, variants_of
@@ -116,6 +124,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> int:
     given = parse_flags(sys.argv[1:])
+    check_installed("transformers", "peft")
     from benchmarks.models import product_weights, write_random_model
     from minibert.hub import resolve
     from minibert.model import BertConfig

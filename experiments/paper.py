@@ -213,6 +213,7 @@ def main() -> int:
     from minibert.files import write_text
 
     each = {cell.name: cell for row in cells for cell in row}
+    check_data([cell.config for cell in each.values()])
     stopped, failed = run_cells(list(each.values()), out, given.jobs, say)
     results = read_results(cells, out)
     text = f"Table {given.table}: {table.title}. Recipe: {given.recipe}.\n\n"
@@ -233,6 +234,14 @@ def main() -> int:
         print("stopped; the same command goes on from there", file=sys.stderr)
         return 128 + stopped
     return 1 if failed else 0
+
+
+def check_data(configs: Sequence[Config]) -> None:
+    """Raises InputError if the data cannot be had: once, and not once more for each cell."""
+    from training.build import data_folder
+
+    for config in {config.task: config for config in configs}.values():
+        data_folder(config)
 
 
 say = partial(print, flush=True)

@@ -3,6 +3,7 @@
 import pytest
 from small_runs import call
 
+from benchmarks import inference_speed, startup, train_speed
 from benchmarks.startup import COMMANDS, FIRST_STEP, IMPORTS, first_step_seconds, main, rows
 
 
@@ -39,3 +40,15 @@ def test_bad_usage_is_one_line(arguments, said):
     ended = call(main, *arguments)
     assert ended.code == 2
     assert said in ended.line
+
+
+@pytest.mark.parametrize(
+    ("program", "missing"),
+    [(startup, "transformers and peft"), (train_speed, "transformers and peft"),
+     (inference_speed, "sentence_transformers")],
+)  # fmt: skip
+def test_a_peer_that_is_not_installed_is_said_before_anything_is_measured(program, missing, monkeypatch):
+    monkeypatch.setattr("benchmarks.flags.importlib.util.find_spec", lambda name: None)
+    ended = call(program.main)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.line == f"error: the comparison needs {missing}: pip install -e '.[bench]'"

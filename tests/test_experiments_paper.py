@@ -163,6 +163,11 @@ def test_a_table_runs_says_its_cuts_and_goes_on_where_it_was(tiny, small_data, t
         (["--table", "1", "--jobs", "0"], "--jobs: expected at least 1, got 0"),
         (["--table", "1", "--seeds", "0", "0"], "--seeds: expected each once, got 0 0"),
         (["--table", "1", "--seeds", "-1"], "--seed"),
+        # Once, before any cell is tried.
+        (
+            ["--table", "1", "--data", "no/folder"],
+            "--data: expected demo, cs224n or a folder",
+        ),
     ],
     ids=str,
 )
@@ -171,3 +176,4 @@ def test_bad_usage_is_one_line(arguments, said, tmp_path, monkeypatch):
     ended = call(main, *arguments)
     assert ended.code == 2
     assert said in ended.line
+    assert list(tmp_path.iterdir()) == []
