@@ -2,18 +2,21 @@
 
 import ast
 import base64
+import contextlib
 import html
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from pages import Opened
-from small_runs import call, column, lines_of, strict_json
+from small_runs import call, checkpoints, column, flags, lines_of, strict_json
 
 import predict
 from tasks import TASKS
@@ -215,6 +218,39 @@ def test_a_command_that_fails_stops_the_notebook_and_its_line_is_seen(tiny: Path
         "RuntimeError", "train.py ended with exit code 2; the line above says why."
     )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_is_stopped_leaves_a_run_that_goes_on(
+    tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Jupyter's stop button is SIGINT to the kernel and all that it has started."""
+    (cell,) = [cell.source for cell in code_cells() if "def run(" in cell.source]
+    arguments = ["train.py", *flags(tiny, small_data, out=tmp_path / "run", epochs=10**6)]
+    script = f"""
+import contextlib, os, shlex, subprocess, sys
+{cell}
+try:
+    run(*{arguments!r})
+except KeyboardInterrupt:
+    with contextlib.suppress(ChildProcessError):  # if it has been waited for
+        os.waitpid(-1, 0)
+    sys.exit(7)
+"""
+    group = {"start_new_session": True, "stdout": subprocess.DEVNULL, "cwd": ROOT}
+    with subprocess.Popen([sys.executable, "-c", script], **group) as kernel:
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "run" / "steps.jsonl").exists():
+                assert kernel.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(kernel.pid, signal.SIGINT)
+            assert kernel.wait(timeout=120) == 7
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(kernel.pid, signal.SIGKILL)
+    assert checkpoints(tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 class TestSetUp:
