@@ -75,6 +75,10 @@ def read_record(folder: Path) -> Record:
 
     path, config = folder / "result.json", folder / "config.json"
     if not path.is_file():
+        if not config.is_file() and any(folder.glob(f"*/{config.name}")):  # a grid's, among the runs
+            raise InputError(
+                f"{folder}: expected a finished run, got a folder of runs, which {folder}/* names"
+            )
         raise InputError(f"{folder}: expected a finished run, there is no {path.name} in it")
     return Record(from_dict(read_json(config), str(config)), read_json(path))
 

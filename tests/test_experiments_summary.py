@@ -131,5 +131,16 @@ def test_an_unfinished_run_is_refused(tmp_path):
         read_records([tmp_path])
 
 
+def test_a_grids_folder_among_the_runs_is_said_to_be_one(tmp_path):
+    grid, run = tmp_path / "head", write_run(tmp_path / "run")
+    grid.mkdir()
+    write_run(grid / "rank4", rank=4)
+    ended = call(main, run, grid)
+    assert ended.code == 2
+    assert f"{grid}: expected a finished run, got a folder of runs, which {grid}/* names" in ended.line
+    (grid / "config.json").write_text("{}")  # a run that is not finished, whatever else lies in it
+    assert "there is no result.json in it" in call(main, grid).line
+
+
 def test_no_runs_at_all_is_bad_usage():
     assert call(main).code == 2
