@@ -15,12 +15,11 @@ CURVES = ("epoch", "loss", "dev", "train")
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Record):
-    """A finished run as one of its tasks saw it, with its folder and a line per epoch.
+    """A finished run as one of its tasks saw it, with a line per epoch.
 
     A line has epoch, dev, train, and loss, of which there is one for all tasks.
     """
 
-    folder: Path
     history: list[dict]
 
 
@@ -64,7 +63,7 @@ def _read(folder: Path) -> list[Run] | LeftOut:
         return _unfinished(folder, from_dict(read_json(config_file), str(config_file)))
     metrics = folder / "metrics.jsonl"
     return [
-        Run(**vars(record), folder=folder, history=read_history(metrics, record.only))
+        Run(**vars(record), history=read_history(metrics, record.only))
         for record in by_task(read_record(folder), folder)
     ]
 

@@ -39,9 +39,11 @@ class Record:
     """A finished run: what it was told, and what came out; of several tasks, for one of them or for all.
 
     Attributes:
+        folder: the run's.
         only: the task that the result is about, of a run of several.
     """
 
+    folder: Path
     config: Config
     result: dict
     only: str | None = None
@@ -80,7 +82,7 @@ def read_record(folder: Path) -> Record:
                 f"{folder}: expected a finished run, got a folder of runs, which {folder}/* names"
             )
         raise InputError(f"{folder}: expected a finished run, there is no {path.name} in it")
-    return Record(from_dict(read_json(config), str(config)), read_json(path))
+    return Record(folder, from_dict(read_json(config), str(config)), read_json(path))
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
@@ -138,9 +140,13 @@ def by_setting(records: Sequence[Record]) -> list[list[Record]]:
         groups[record.task, tuple(record.settings.items())].append(record)
     for group in groups.values():
         task, pair, method, *_ = group[0].kind
-        seeds = sorted(record.config.seed for record in group)
-        if len(set(seeds)) < len(seeds):
-            raise InputError(f"{task} {pair} {method}: two runs have the same seed, of {seeds}")
+        seen: dict[int, Path] = {}
+        for record in group:
+            seed = record.config.seed
+            if seed in seen:
+                same = f"two runs have the same seed, {seed}: {seen[seed]} and {record.folder}; leave one out"
+                raise InputError(f"{task} {pair} {method}: {same}")
+            seen[seed] = record.folder
     return list(groups.values())
 
 

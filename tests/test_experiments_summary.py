@@ -80,7 +80,7 @@ def test_a_line_per_run_is_written_as_csv(tmp_path):
 
 def test_a_seed_that_stands_there_twice_is_refused(tmp_path):
     folders = [write_run(tmp_path / name, seed=1) for name in "ab"]
-    with pytest.raises(InputError, match="same seed"):
+    with pytest.raises(InputError, match=r"same seed, 1: .*/a and .*/b; leave one out"):
         rows(read_records(folders))
 
 
