@@ -31,7 +31,7 @@ from training.build import DEMO
 
 PREFIX = "cls.predictions."
 SHARE = 0.15  # of a sentence's tokens, as BERT was trained
-LONGEST = 128
+LONGEST = 128  # tokens of a sentence
 AT_ONCE = 32  # sentences
 
 
@@ -145,7 +145,7 @@ def _losses(bert: Bert, head: MaskedHead, masked: Sequence[Masked]) -> np.ndarra
 
 @dataclass(frozen=True)
 class Drift:
-    """The loss per masked token before training and after; `error` is the standard error of their difference."""
+    """The loss per masked token before training and after; `error` is their difference's standard error."""
 
     before: float
     after: float

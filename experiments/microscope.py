@@ -60,7 +60,9 @@ def main() -> int:
         write_text(modules_csv(runs, given.threshold), given.out / "modules.csv")
         write_text(spectra_csv(runs), given.out / "spectra.csv")
         write_text(html, given.out / "microscope.html")
-        write_json(as_json(runs, given.threshold), given.out / "microscope.json")  # last: with it, all is there
+        write_json(
+            as_json(runs, given.threshold), given.out / "microscope.json"
+        )  # last: with it, all is there
     except OSError as error:
         raise InputError(f"--out: {given.out} cannot be written ({error.strerror or error})") from None
     print(shown(runs, given.threshold, given.by_layer))

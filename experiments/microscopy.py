@@ -1,4 +1,4 @@
-"""What finished runs made of one base model's weights, in numbers; `experiments.microscope` is the command."""
+"""What finished runs made of one base's weights, as plain values; `experiments.microscope` shows them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,7 @@ from statistics import mean
 import numpy as np
 from torch import Tensor
 
-from experiments.masked_lm import Drift, drift, losses, mask, read_masked_head, sentences
-from experiments.masked_lm import LONGEST as LONGEST_SENTENCE
+from experiments.masked_lm import LONGEST, Drift, drift, losses, mask, read_masked_head, sentences
 from experiments.spectra import (
     closeness,
     effective_rank,
@@ -172,7 +171,7 @@ def masked_loss(trained: Trained) -> Callable[[Trained], Drift] | None:
     if head is None:
         return None
     config = trained.start.config
-    length = min(LONGEST_SENTENCE, config.max_position_embeddings)
+    length = min(LONGEST, config.max_position_embeddings)
     masked = mask(sentences(), Tokenizer(trained.base, length, config.vocab_size))
     before = losses(trained.start, head, masked)
     counts = np.array([len(one.places) for one in masked])

@@ -105,11 +105,11 @@ class Trained:
             return 0.0
         start, now = self.start.state_dict(), self.bert.state_dict()
         linears = {f"{name}.weight" for name in linear_names(self.bert.config.num_hidden_layers, True)}
-        changes = {
-            name: (now[name].double() - start[name].double()).square().sum().item() for name in now
-        }
+        changes = {name: (now[name].double() - start[name].double()).square().sum().item() for name in now}
         total = sum(changes.values())
-        return sum(change for name, change in changes.items() if name not in linears) / total if total else 0.0
+        return (
+            sum(change for name, change in changes.items() if name not in linears) / total if total else 0.0
+        )
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Runs seen closely, as pictures: all of them on one axis each, in the colours of their numbers."""
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.microscopy import Group, Magnified
+from experiments.plots import COLOURS, LINES, MARKERS, Line, picture
+from lora.placement import TARGETS
+
+WIDE = 20  # a logarithmic axis from this ratio on
+
+
+def lines_of(runs: Sequence[Magnified]) -> list[tuple[Line, Magnified]]:
+    """Those that changed anything, under their numbers in the table."""
+    return [(Line(number, ()), run) for number, run in enumerate(runs, 1) if run.modules]
+
+
+def look_of(line: Line) -> dict[str, object]:
+    return {"color": line.colour, "linestyle": LINES[line.style]}
+
+
+def spectrum(runs: Sequence[Magnified], part: str) -> str | None:
+    """σ_i of ΔW by i, both logarithmic, the mean over the layers that have the part; None if none has it."""
+    means = {}
+    for line, run in lines_of(runs):
+        values = [one.values for one in run.modules if one.part == part]
+        if values:
+            mean = np.mean(values, axis=0)  # [p]
+            means[line] = mean[mean > 0]
+    if not any(map(len, means.values())):
+        return None
+
+    def draw(axes) -> None:
+        for line, mean in means.items():
+            marker = {"marker": "."} if len(mean) <= 32 else {}
+            axes.plot(range(1, len(mean) + 1), mean, **look_of(line), **marker, linewidth=1.6)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("i")
+        _plain(axes.xaxis)
+
+    return picture(f"singular values of ΔW, {short(part)}", draw)
+
+
+def short(part: str) -> str:
+    """As targets are called: attention.self.query -> query"""
+    return next((name for name, path in TARGETS.items() if path == part), part)
+
+
+def by_layer(runs: Sequence[Magnified], title: str, value: Callable[[Group], float | None]) -> str:
+    """A number of each layer, counted from 0, that has one; the pooler, which is none, is left out."""
+    told = {}
+    for line, run in lines_of(runs):
+        numbers = {at: value(group) for at, group in run.layers.items() if at is not None}
+        told[line] = {at: number for at, number in numbers.items() if number is not None}
+    numbers = [number for one in told.values() for number in one.values()]
+
+    def draw(axes) -> None:
+        for line, one in told.items():
+            axes.plot(one.keys(), one.values(), **look_of(line), marker=".", linewidth=1.6)
+        if numbers and min(numbers) > 0 and max(numbers) > WIDE * min(numbers):
+            axes.set_yscale("log")
+            _plain(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return picture(title, draw)
+
+
+def turned(runs: Sequence[Magnified]) -> str:
+    """ΔM against ΔD of every module, both logarithmic; what is 0 has no place there."""
+
+    def draw(axes) -> None:
+        for line, run in lines_of(runs):
+            points = np.array([(one.direction, one.magnitude) for one in run.modules])
+            points = points[(points > 0).all(axis=1)]
+            marker = MARKERS[line.style]
+            axes.plot(*points.T, marker, color=line.colour, markersize=4, alpha=0.7, markeredgewidth=0)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("ΔD, direction")
+        axes.set_ylabel("ΔM, magnitude")
+
+    return picture("magnitude against direction, a point a module", draw)
+
+
+def intruding(runs: Sequence[Magnified], threshold: float) -> str:
+    """The share of the examined singular vectors that would be intruders, by the threshold."""
+    told = {line: sorted(c for one in run.modules for c in one.closest) for line, run in lines_of(runs)}
+
+    def draw(axes) -> None:
+        for line, cosines in told.items():
+            x = [0.0, *cosines, 1.0]
+            y = [0.0, *(np.arange(1, len(cosines) + 1) / len(cosines)), 1.0]
+            axes.step(x, y, where="post", **look_of(line), linewidth=1.6)
+        axes.axvline(threshold, color=COLOURS[7], linestyle="--", linewidth=0.8)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("threshold")
+        axes.yaxis.set_major_formatter(importlib.import_module("matplotlib.ticker").PercentFormatter(1.0))
+
+    return picture("share of singular vectors that intrude", draw)
+
+
+def _plain(axis) -> None:
+    """1, 10, 100 on a logarithmic axis, not powers."""
+    ticker = importlib.import_module("matplotlib.ticker")
+    axis.set_major_formatter(ticker.EngFormatter(sep=""))
+    axis.set_minor_formatter(ticker.NullFormatter())
