@@ -69,9 +69,8 @@ def read_masked_head(folder: Path) -> MaskedHead | None:
                 words = tensor
     if not state:
         return None
-    bias = state.pop("decoder.bias", None)  # the same vector, which some releases write twice
-    if bias is not None:
-        state.setdefault("bias", bias)
+    if "decoder.bias" in state:  # what the decoder adds; `bias` is the same vector, unless nothing is tied
+        state["bias"] = state.pop("decoder.bias")
     if "decoder.weight" in state and torch.equal(state["decoder.weight"], words):
         del state["decoder.weight"]  # tied, so it goes where the embeddings go
     h, v = config.hidden_size, config.vocab_size

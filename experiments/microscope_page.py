@@ -41,9 +41,10 @@ TURNED = (
     "the modules: near 1, where one changes much, so does the other."
 )
 INTRUDERS = (
-    "Of each W' the first singular vectors, and whether any of W's is like them: one whose greatest |cosine| "
-    "is below the threshold ({threshold:g}, dashed) is an intruder dimension (Shuttleworth et al. 2024). "
-    "They found many in LoRA, hardly any in full fine-tuning, and forgetting where there are many."
+    "Of each W' the first left singular vectors, and whether any of W's is like them: one whose greatest "
+    "|cosine| is below the threshold ({threshold:g}) is an intruder dimension (Shuttleworth et al. 2024) and "
+    "stands right of the dashed line. They found many in LoRA, hardly any in full fine-tuning, and "
+    "forgetting where there are many."
 )
 DRIFT = (
     "The loss of the base's own masked-language-model head, on {tokens:,} tokens masked in the sentences of "
@@ -57,7 +58,7 @@ def parts_of(runs: Sequence[Magnified], threshold: float) -> list[Part]:
         Heading(TITLE, 1),
         Paragraph(count),
         *map(Paragraph, not_measured(runs)),
-        Table((*RUN, *GROUP, *OF_RUN), run_rows(runs, threshold)),
+        Table((*RUN, *GROUP, *OF_RUN[:-1]), [row[:-1] for row in run_rows(runs, threshold)]),
         Paragraph(TABLE),
         *drifted(runs),
         *(pictures(runs, threshold) if any(run.modules for run in runs) else []),

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from experiments.microscopy import Group, Magnified
-from experiments.plots import COLOURS, LINES, MARKERS, Line, picture
+from experiments.plots import INK, LINES, MARKERS, Line, picture
 from lora.placement import TARGETS
 
 WIDE = 20  # a logarithmic axis from this ratio on
+DEEP = 1e-5  # of the largest singular value: what is below is out of the frame
+NEAR = 1e-7  # from 1, where a cosine is as good as it
 
 
 def lines_of(runs: Sequence[Magnified]) -> list[tuple[Line, Magnified]]:
@@ -38,8 +40,11 @@ def spectrum(runs: Sequence[Magnified], part: str) -> str | None:
             axes.plot(range(1, len(mean) + 1), mean, **look_of(line), **marker, linewidth=1.6)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, high * DEEP), high)
         axes.set_xlabel("i")
         _plain(axes.xaxis)
+        _plain(axes.yaxis)
 
     return picture(f"singular values of ΔW, {short(part)}", draw)
 
@@ -64,7 +69,7 @@ def by_layer(runs: Sequence[Magnified], title: str, value: Callable[[Group], flo
             axes.set_yscale("log")
             _plain(axes.yaxis)
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, None if any(numbers) else 1)
         axes.set_xlabel("layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -84,30 +89,42 @@ def turned(runs: Sequence[Magnified]) -> str:
         axes.set_yscale("log")
         axes.set_xlabel("ΔD, direction")
         axes.set_ylabel("ΔM, magnitude")
+        _plain(axes.xaxis)
+        _plain(axes.yaxis)
 
-    return picture("magnitude against direction, a point a module", draw)
+    return picture("ΔM by ΔD, a point a module", draw)
 
 
 def intruding(runs: Sequence[Magnified], threshold: float) -> str:
-    """The share of the examined singular vectors that would be intruders, by the threshold."""
-    told = {line: sorted(c for one in run.modules for c in one.closest) for line, run in lines_of(runs)}
+    """Of the examined singular vectors the share that is at least so far from all of W's.
+
+    By 1 - |cosine|, logarithmic, for most are very near to one; right of the dashed line they intrude.
+    """
+    told = {
+        line: np.sort([max(1 - cosine, NEAR) for one in run.modules for cosine in one.closest])
+        for line, run in lines_of(runs)
+    }
 
     def draw(axes) -> None:
-        for line, cosines in told.items():
-            x = [0.0, *cosines, 1.0]
-            y = [0.0, *(np.arange(1, len(cosines) + 1) / len(cosines)), 1.0]
-            axes.step(x, y, where="post", **look_of(line), linewidth=1.6)
-        axes.axvline(threshold, color=COLOURS[7], linestyle="--", linewidth=0.8)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("threshold")
+        for line, far in told.items():
+            share = 1 - np.arange(len(far)) / len(far)
+            axes.step([NEAR, *far, 1.0], [1.0, *share, 0.0], where="pre", **look_of(line), linewidth=1.6)
+        axes.axvline(1 - threshold, color=INK, linestyle="--", linewidth=0.8, alpha=0.5)
+        axes.set_xscale("log")
+        axes.set_xlim(NEAR, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("1 - greatest |cosine| with one of W's")
         axes.yaxis.set_major_formatter(importlib.import_module("matplotlib.ticker").PercentFormatter(1.0))
+        _plain(axes.xaxis)
 
-    return picture("share of singular vectors that intrude", draw)
+    return picture("share of singular vectors as far off", draw)
 
 
 def _plain(axis) -> None:
-    """1, 10, 100 on a logarithmic axis, not powers."""
+    """0.01, 1, 100 on a logarithmic axis, at powers of ten, or between them where they are few."""
     ticker = importlib.import_module("matplotlib.ticker")
-    axis.set_major_formatter(ticker.EngFormatter(sep=""))
+    low, high = sorted(axis.get_view_interval())
+    few = high < 100 * low
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,), numticks=8))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())

@@ -9,10 +9,10 @@ from experiments.blocks import Cell
 from experiments.microscopy import Group, Magnified, Module
 from experiments.summary import markdown
 
-GROUP = ("modules", "‖ΔW‖", "‖ΔW‖/‖W‖", "rank", "eff. rank", "rank 90 %", "ΔM", "ΔD", "intruders")
+GROUP = ("‖ΔW‖", "‖ΔW‖/‖W‖", "rank", "eff. rank", "rank 90 %", "ΔM", "ΔD", "intruders")
 OF_RUN = ("r(ΔM, ΔD)", "outside", "MLM loss")  # what a layer does not have
 RUN = ("#", "run", "method")
-MODULE = ("layer", "part", *GROUP[1:])
+MODULE = ("layer", "part", *GROUP)
 
 
 def measures(group: Group, threshold: float) -> list[Cell]:
@@ -22,7 +22,6 @@ def measures(group: Group, threshold: float) -> list[Cell]:
     ]
     found = group.intruders(threshold)
     return [
-        Cell(str(len(group.modules)), len(group.modules)),
         Cell(f"{group.change:.3f}", group.change),
         Cell(f"{group.relative:.2%}", group.relative),
         *(Cell(f"{value:.{digits}f}", value) for value, digits in means),
@@ -47,7 +46,7 @@ def run_rows(runs: Sequence[Magnified], threshold: float) -> list[list[Cell]]:
     rows = []
     for number, run in enumerate(runs, 1):
         about = [Cell(str(number), number), Cell(run.path.name or str(run.path)), Cell(run.config.method)]
-        seen = measures(run.all, threshold) if run.modules else [Cell("0", 0), *[Cell("")] * (len(GROUP) - 1)]
+        seen = measures(run.all, threshold) if run.modules else [Cell("")] * len(GROUP)
         rows.append(about + seen + of_run(run))
     return rows
 
@@ -71,7 +70,7 @@ def module_rows(run: Magnified, threshold: float) -> list[list[Cell]]:
     rows = []
     for one in run.modules:
         where = Cell("") if one.layer is None else Cell(str(one.layer), one.layer)
-        rows.append([where, Cell(one.part), *measures(Group((one,)), threshold)[1:]])
+        rows.append([where, Cell(one.part), *measures(Group((one,)), threshold)])
     return rows
 
 
