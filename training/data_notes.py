@@ -19,14 +19,14 @@ UNKNOWN = "files of the user's own"
 
 LIMITS = {
     "demo": (
-        "Written by hand for trying things out: small, tidy, in one hand's style, with balanced labels. It is "
-        "no benchmark, and a score on it says nothing of a score elsewhere.",
+        "Written by hand for trying things out: small, tidy, in one hand's style, with balanced labels. It "
+        "is no benchmark, and a score on it says nothing of a score elsewhere.",
         "Each label is what one writer meant; there were no other annotators, so their agreement is unknown.",
         "Length is a cue: duplicates, and pairs of a high grade, are a little longer than others.",
     ),
     "cs224n sst": (
         "Sentences of English film reviews (Socher et al. 2013): one domain, one register, and the opinions "
-        "of reviewers. Five classes were cut from a finer scale of several annotators, so neighbours overlap.",
+        "of reviewers. The five classes were cut from a finer scale, so neighbours overlap.",
     ),
     "cs224n qqp": (
         "Questions asked on Quora, in English. Its publisher calls the labels not perfect; the pairs were "
@@ -34,8 +34,8 @@ LIMITS = {
         "The course's own split: scores do not compare with GLUE's.",
     ),
     "cs224n sts": (
-        "Pairs from SemEval's tasks of semantic similarity (Agirre et al. 2013; Cer et al. 2017), in English: "
-        "headlines, captions, forum posts. Grades are means over annotators.",
+        "Pairs from SemEval's tasks of semantic similarity (Agirre et al. 2013; Cer et al. 2017), in "
+        "English: headlines, captions, forum posts. Grades are means over annotators.",
         "The course's own split: scores do not compare with those of the STS Benchmark.",
     ),
 }

@@ -32,14 +32,14 @@ SAYS = {
     "sts": "How alike two sentences are in meaning, from 0 (unrelated) to 5 (the same).",
 }
 MINILM = (
-    "all-MiniLM-L6-v2 was trained on a billion sentence pairs, Quora's duplicates among them: scores on Quora "
-    "and STS do not compare with those of encoders that saw none."
+    "all-MiniLM-L6-v2 was trained on a billion sentence pairs, Quora's duplicates among them: scores on "
+    "Quora and STS do not compare with those of encoders that saw none."
 )
 ALWAYS = (
     "The epoch was chosen by the dev score, which is therefore a little too high; there is no score on "
     "unseen labelled data.",
     "One run of one seed: the interval is over the choice of dev examples alone, and says nothing of seeds.",
-    "The base model brings what its own training data held, biases among it; nothing here has looked for them.",
+    "The base model brings what its own training data held, biases among it; nothing here looked for them.",
 )
 
 
@@ -71,7 +71,7 @@ def model_card(config: Config, result: Mapping, scored: Sequence[Scored], has_cl
         "## Data",
         *(data(config, result, one) for one in scored),
         "## Limits and biases",
-        *(f"- {text}" for text in known_limits(config, result, scored)),
+        bullets(known_limits(config, result, scored)),
         "## Use",
         use(config),
         *(shown(one) for one in snippets(config, has_classifier)),
@@ -81,7 +81,11 @@ def model_card(config: Config, result: Mapping, scored: Sequence[Scored], has_cl
         "All of them, and what it ran on:",
         indented(json.dumps(to_dict(config) | {"versions": result["versions"]}, indent=2)),
     ]
-    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def front_matter(config: Config, result: Mapping, scored: Sequence[Scored]) -> str:
@@ -113,18 +117,18 @@ def front_matter(config: Config, result: Mapping, scored: Sequence[Scored]) -> s
 
 def about(config: Config, result: Mapping) -> str:
     trained, total = result["trainable_parameters"], result["total_parameters"]
-    lines = [f"- {trained:,} of {total:,} parameters were trained ({trained / total:.2%})."]
+    lines = [f"{trained:,} of {total:,} parameters were trained ({trained / total:.2%})."]
     if config.scaling is not None:
         scale = f"alpha {config.alpha:g} (the update is scaled by {config.scaling:.4g})"
         targets = " ".join(code(one) for one in (*config.targets, *config.rank_pattern))
-        lines.append(f"- Adapters of rank {config.rank}, {scale}, on {targets}.")
+        lines.append(f"Adapters of rank {config.rank}, {scale}, on {targets}.")
     if any(task.is_pair for task in config.tasks):
         how = "each sentence on its own" if config.pair == "siamese" else "both sentences as one sequence"
         compared = f", compared by {config.features}" if config.pair == "siamese" else ""
-        lines.append(f"- A pair is read as {how}{compared}.")
-    lines.append(f"- Pooling {config.pooling}; what is longer than {config.max_length} tokens is cut.")
-    lines.append(f"- Kept: the weights of {epochs(result['best_epoch'])} of {result['epochs']}.")
-    return "\n".join(lines)
+        lines.append(f"A pair is read as {how}{compared}.")
+    lines.append(f"Pooling {config.pooling}; what is longer than {config.max_length} tokens is cut.")
+    lines.append(f"Kept: the weights after {epochs(result['best_epoch'])} of {result['epochs']}.")
+    return bullets(lines)
 
 
 def interval_of(one: Scored) -> tuple[float, float] | None:
@@ -177,21 +181,23 @@ def data(config: Config, result: Mapping, one: Scored) -> str:
             "|---|---|",
             *files,
             "",
-            *(f"- {line}" for line in found(one.task, one.splits)),
+            bullets(found(one.task, one.splits)),
         ]
     )
 
 
 def known_limits(config: Config, result: Mapping, scored: Sequence[Scored]) -> list[str]:
-    told: list[str] = []
+    whose: dict[str, list[str]] = {}
     for one in scored:
-        told += [f"{one.task.name}: {text}" for text in limits(one.origin, one.task)]
+        for text in limits(one.origin, one.task):
+            whose.setdefault(text, []).append(one.task.name)
+    told = [f"{', '.join(names)}: {text}" for text, names in whose.items()]
     model = published(config.model)
     if model and model.repo.endswith("/all-MiniLM-L6-v2"):
         told.append(MINILM)
     if result["resumed_anyway"]:
         told.append("The run was gone on with after something of it had changed; see result.json.")
-    return [*dict.fromkeys(told), *ALWAYS]
+    return [*told, *ALWAYS]
 
 
 def use(config: Config) -> str:

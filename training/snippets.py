@@ -20,10 +20,12 @@ COMPARED = {  # tasks.heads.FEATURES, for two tensors u and v [B, H]
     "cosine": "torch.cosine_similarity(u, v, eps=1e-8)[:, None]",
 }
 POOLED = {  # minibert.pooling, for an `output` of transformers'
-    "cls": "output.last_hidden_state[:, 0]",
-    "pooler": "output.pooler_output",
-    "mean": '(output.last_hidden_state * inputs["attention_mask"][..., None]).sum(dim=1)'
-    ' / inputs["attention_mask"].sum(dim=1, keepdim=True)',
+    "cls": ("return output.last_hidden_state[:, 0]",),
+    "pooler": ("return output.pooler_output",),
+    "mean": (
+        'mask = inputs["attention_mask"][..., None]',
+        "return (output.last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)",
+    ),
 }
 
 
@@ -57,34 +59,33 @@ def of_task(config: Config, task: Task, has_classifier: bool) -> list[Snippet]:
     if own:
         adapter, exported = f"adapter-{task.name}", f"{EXPORTED}-{task.name}"
     merge = f"python -m lora.merge {adapter if own else '.'} {exported}"
-    base, kind = _base(config), "AutoModelForSequenceClassification" if has_classifier else "AutoModel"
+    kind = "AutoModelForSequenceClassification" if has_classifier else "AutoModel"
     if method.layer:
         outputs = f", num_labels={task.num_outputs}" if has_classifier else ""
-        model = f'PeftModel.from_pretrained({kind}.from_pretrained({base}{outputs}), "{adapter}")'
-        opened = ["from peft import PeftModel", *_opened(kind, base, model)]
-        about = f"`{adapter}/` on the base model:"
-        found = [Snippet(f"PEFT{of}", about, _code(opened, config, task, has_classifier))]
-        opened = _opened(kind, f'"{exported}"', f'{kind}.from_pretrained("{exported}")')
+        model = f'PeftModel.from_pretrained({kind}.from_pretrained(**base{outputs}), "{adapter}")'
+        opened = [f"base = {_base(config)}", "tokenizer = AutoTokenizer.from_pretrained(**base)"]
+        code = _code([*opened, f"model = {model}.eval()"], kind, config, task)
+        found = [Snippet(f"PEFT{of}", f"`{adapter}/` on the base model:", code)]
         about = "With the adapter merged into an ordinary checkpoint:"
-        code = _code(opened, config, task, has_classifier)
+        code = _code(_opened(f'"{exported}"', kind), kind, config, task)
         found.append(Snippet(f"transformers{of}", about, code, merge))
+    elif method.trains_encoder:
+        code = _code(_opened('"model"', "AutoModel"), "AutoModel", config, task)
+        found = [Snippet(f"transformers{of}", "`model/` is the trained encoder:", code)]
     else:
-        where = '"model"' if method.trains_encoder else base
-        about = "`model/` is the trained encoder:" if method.trains_encoder else "The base model as it is:"
-        opened = _opened("AutoModel", where, f"AutoModel.from_pretrained({where})")
-        found = [Snippet(f"transformers{of}", about, _code(opened, config, task, False))]
+        opened = [f"base = {_base(config)}", *_opened("**base", "AutoModel")]
+        code = _code(opened, "AutoModel", config, task)
+        found = [Snippet(f"transformers{of}", "The base model as it is:", code)]
     if config.siamese(task) and config.pooling != "pooler":
         about = "The sentences' vectors, without the head:"
         found.append(Snippet(f"sentence-transformers{of}", about, _vectors(exported), merge))
     return found
 
 
-def _opened(kind: str, tokenizer: str, model: str) -> list[str]:
+def _opened(where: str, kind: str) -> list[str]:
     return [
-        f"from transformers import {kind}, AutoTokenizer",
-        "",
-        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
-        f"model = {model}.eval()",
+        f"tokenizer = AutoTokenizer.from_pretrained({where})",
+        f"model = {kind}.from_pretrained({where}).eval()",
     ]
 
 
@@ -100,24 +101,30 @@ def _vectors(exported: str) -> str:
 
 
 def _base(config: Config) -> str:
-    """The base as arguments of `from_pretrained`."""
+    """The base as keywords of `from_pretrained`."""
     model = published(config.model)
+    name = "pretrained_model_name_or_path"
     if model is None:
-        return ascii(config.model)
-    return f'"{model.repo}", revision="{model.revision}"'
+        return f"dict({name}={ascii(config.model)})"
+    return f"dict({name}={ascii(model.repo)}, revision={ascii(model.revision)})"
 
 
 def _texts(texts: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{text}"' for text in texts) + "]"
 
 
-def _code(opened: Sequence[str], config: Config, task: Task, has_classifier: bool) -> str:
-    """From an opened model to the logits of an example, [1, C]."""
-    imports = ["import torch", *([] if has_classifier else ["from safetensors.torch import load_file"])]
+def _code(opened: Sequence[str], kind: str, config: Config, task: Task) -> str:
+    """From an opened model of a kind to the logits of an example, [1, C]."""
+    has_classifier = kind != "AutoModel"
+    imports = ["import torch"]
+    imports += ["from peft import PeftModel"] if any("PeftModel" in line for line in opened) else []
+    imports += [] if has_classifier else ["from safetensors.torch import load_file"]
     given = "texts, others" if task.is_pair and not config.siamese(task) else "texts"
-    result = "model(**inputs).logits" if has_classifier else POOLED[config.pooling]
+    result = ["return output.logits"] if has_classifier else POOLED[config.pooling]
     lines = [
         *imports,
+        f"from transformers import {kind}, AutoTokenizer",
+        "",
         *opened,
         "",
         "",
@@ -125,8 +132,8 @@ def _code(opened: Sequence[str], config: Config, task: Task, has_classifier: boo
         f"    cut = dict(truncation=True, max_length={config.max_length})",
         f'    inputs = tokenizer({given}, padding=True, return_tensors="pt", **cut)',
         "    with torch.no_grad():",
-        *([] if has_classifier else ["        output = model(**inputs)"]),
-        f"    {'    ' if has_classifier else ''}return {result}",
+        "        output = model(**inputs)",
+        *(f"    {line}" for line in result),
         "",
         "",
     ]
