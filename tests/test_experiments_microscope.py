@@ -18,7 +18,8 @@ from tiny_bert import TINY
 import train
 from experiments.masked_lm import losses, mask, read_masked_head, sentences
 from experiments.microscope import main
-from experiments.microscopy import masked_loss
+from experiments.microscope_tables import as_json
+from experiments.microscopy import magnify
 from experiments.updates import read_trained
 from lora.placement import linear_names
 from minibert.tokenizer import Tokenizer
@@ -56,6 +57,17 @@ def look(finished, tmp_path: Path) -> Callable[..., tuple[Ended, dict]]:
     return call_it
 
 
+@pytest.fixture(scope="module")
+def measured(finished) -> Callable[..., list[dict]]:
+    """The same runs' part of the JSON, without the pictures, which take most of the time."""
+
+    def measure(*runs: str | Path, task: str | None = None, top: int = 10, threshold: float = 0.5) -> list:
+        folders = [finished(run) if isinstance(run, str) else run for run in runs]
+        return as_json(magnify(folders, task, top), threshold)["runs"]
+
+    return measure
+
+
 def after_of(run: Path, base: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every trained linear's weight in fp64, from the run's files alone."""
     if (run / "model").is_dir():
@@ -89,10 +101,9 @@ def base(tiny: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_every_module_is_measured_as_numpy_measures_the_dense_difference(kind, look, finished, base):
-    _, told = look(kind, more=("--top", 4, "--threshold", 0.9))
+def test_every_module_is_measured_as_numpy_measures_the_dense_difference(kind, measured, finished, base):
     after = after_of(finished(kind), base)
-    modules = told["runs"][0]["modules"]
+    modules = measured(kind, top=4, threshold=0.9)[0]["modules"]
     assert [one["name"] for one in modules] == [name for name in linear_names(2, False) if name in after]
     assert len(modules) == 12
     for one in modules:
@@ -117,9 +128,8 @@ def test_every_module_is_measured_as_numpy_measures_the_dense_difference(kind, l
 
 
 @pytest.mark.parametrize(("kind", "ranks"), [("lora", {3}), ("rslora", {2, 4})])
-def test_an_adapter_has_the_rank_it_was_given_and_its_norm(kind, ranks, look, finished, base):
-    _, told = look(kind)
-    modules = told["runs"][0]["modules"]
+def test_an_adapter_has_the_rank_it_was_given_and_its_norm(kind, ranks, measured, finished, base):
+    modules = measured(kind)[0]["modules"]
     assert {one["rank"] for one in modules} == ranks
     after = after_of(finished(kind), base)
     for one in modules:
@@ -128,9 +138,8 @@ def test_an_adapter_has_the_rank_it_was_given_and_its_norm(kind, ranks, look, fi
         assert one["adapter_norm"] == pytest.approx(np.linalg.norm(difference))
 
 
-def test_doras_adapter_norm_is_that_before_its_magnitudes(look):
-    _, told = look("dora")
-    for one in told["runs"][0]["modules"]:
+def test_doras_adapter_norm_is_that_before_its_magnitudes(measured):
+    for one in measured("dora")[0]["modules"]:
         assert one["adapter_norm"] > 0
         assert one["adapter_norm"] != pytest.approx(one["change"], rel=1e-4)
         assert one["rank"] > 3
@@ -158,14 +167,14 @@ def test_the_table_has_a_row_for_each_run_and_layer_with_their_totals(look):
             assert layer["change"] == pytest.approx(sum(own) ** 0.5)
 
 
-def test_what_full_fine_tuning_changed_elsewhere_is_its_share(look, finished, base):
-    _, told = look("full", "lora")
+def test_what_full_fine_tuning_changed_elsewhere_is_its_share(measured, finished, base):
+    full, lora = measured("full", "lora")
     state = load_file(finished("full") / "model" / "model.safetensors")
     squares = {name: ((one.double().numpy() - base[name]) ** 2).sum() for name, one in state.items()}
     inside = sum(squares[f"{name}.weight"] for name in linear_names(2, False))
-    assert told["runs"][0]["outside"] == pytest.approx(1 - inside / sum(squares.values()))
-    assert 0 < told["runs"][0]["outside"] < 1
-    assert told["runs"][1]["outside"] == 0
+    assert full["outside"] == pytest.approx(1 - inside / sum(squares.values()))
+    assert 0 < full["outside"] < 1
+    assert lora["outside"] == 0
 
 
 def test_the_csv_files_have_every_module_and_singular_value(look, tmp_path):
@@ -192,10 +201,10 @@ def test_a_frozen_run_changed_nothing_and_that_is_said(look, finished, tmp_path)
     assert "<svg" in (tmp_path / "seen" / "microscope.html").read_text()
 
 
-def test_adapters_on_few_layers_are_measured_alone(look):
-    _, told = look("pooler")
-    assert [one["name"] for one in told["runs"][0]["modules"]] == ["encoder.layer.1.attention.self.query"]
-    assert told["runs"][0]["correlation"] is None
+def test_adapters_on_few_layers_are_measured_alone(measured):
+    (told,) = measured("pooler")
+    assert [one["name"] for one in told["modules"]] == ["encoder.layer.1.attention.self.query"]
+    assert told["correlation"] is None
 
 
 def test_the_pooler_is_measured_where_it_trains(tiny, small_data, tmp_path, look):
@@ -209,18 +218,17 @@ def test_the_pooler_is_measured_where_it_trains(tiny, small_data, tmp_path, look
     assert re.search(r"\| full \| pooler \|", ended.out)
 
 
-def test_a_shared_adapter_needs_no_task_and_one_of_many_does(look, finished, tmp_path):
-    look("several")
+def test_a_shared_adapter_needs_no_task_and_one_of_many_does(measured, finished, tmp_path):
+    assert len(measured("several")[0]["modules"]) == 12
     ended = call(main, finished("own"), "--out", tmp_path / "none")
     assert ended.code == 2
     assert "--task" in ended.line
     assert "sst, sts" in ended.line
     assert not (tmp_path / "none").exists()
-    _, chosen = look("own", more=["--task", "sts"])
-    _, alone = look(finished("own") / "adapter-sts")
-    assert chosen["runs"][0]["modules"] == alone["runs"][0]["modules"]
-    _, other = look("own", more=["--task", "sst"])
-    assert chosen["runs"][0]["modules"] != other["runs"][0]["modules"]
+    (chosen,), (other,) = (measured("own", task=task) for task in ("sts", "sst"))
+    (alone,) = measured(finished("own") / "adapter-sts")
+    assert chosen["modules"] == alone["modules"]
+    assert chosen["modules"] != other["modules"]
 
 
 def test_a_run_of_another_base_is_refused(look, finished, tiny, small_data, tmp_path):
@@ -299,7 +307,7 @@ def test_the_runs_stay_as_they_are(look, finished):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_the_drift_of_the_masked_loss_is_transformers(tiny, small_data, tmp_path, look):
+def test_the_drift_of_the_masked_loss_is_transformers(tiny, small_data, tmp_path, measured):
     transformers = pytest.importorskip("transformers")
     model = build_masked(tiny, tmp_path / "model")
     runs = []
@@ -308,24 +316,33 @@ def test_the_drift_of_the_masked_loss_is_transformers(tiny, small_data, tmp_path
         settings = {"task": "sst", "method": method, "max_steps": 3, "pooling": "mean"}
         assert call(train.main, *flags(model, small_data, out=out, **settings)).code == 0
         runs.append(out)
-    ended, told = look(*runs)
-    assert "not measured" not in ended.out
+    full, lora = (run["masked_language_model"] for run in measured(*runs))
     masked = mask(sentences(), Tokenizer(model, 128, TINY.vocab_size))[:40]
     before = transformers.BertForMaskedLM.from_pretrained(model).eval()
     after = transformers.BertForMaskedLM.from_pretrained(model).eval()
     state = load_file(runs[0] / "model" / "model.safetensors")
     after.bert.load_state_dict(state)
 
-    full, lora = (run["masked_language_model"] for run in told["runs"])
     assert full["before"] == lora["before"]
     assert full["change"] == pytest.approx(full["after"] - full["before"])
     assert full["error"] > 0
     trained = read_trained(runs[0])
-    part = masked_loss(trained)
-    assert part(trained).after == pytest.approx(full["after"])
     head = read_masked_head(model)
     for one, bert in ((before, trained.start), (after, trained.merged)):
         assert losses(bert, head, masked).tolist() == pytest.approx(theirs(one, masked), rel=1e-3)
+
+
+def test_the_table_and_the_page_have_the_drift(tiny, small_data, tmp_path, look):
+    pytest.importorskip("transformers")
+    model, out = build_masked(tiny, tmp_path / "model"), tmp_path / "run"
+    settings = {"task": "sst", "method": "lora", "max_steps": 3, "pooling": "mean"}
+    assert call(train.main, *flags(model, small_data, out=out, **settings)).code == 0
+    ended, told = look(out)
+    drift = told["runs"][0]["masked_language_model"]
+    assert "not measured" not in ended.out
+    assert f"| {drift['after']:.3f} ({drift['change']:+.3f}) |" in ended.out
+    page = (tmp_path / "seen" / "microscope.html").read_text(encoding="utf-8")
+    assert f"{drift['change']:+.4f} ± {drift['error']:.4f}" in page
 
 
 NASTY = "<i onclick=alert(1)>|$x$ `a` &amp; "
