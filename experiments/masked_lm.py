@@ -58,7 +58,7 @@ def read_masked_head(folder: Path) -> MaskedHead | None:
     Raises:
         InputError: if a part of it is missing, or does not fit config.json.
     """
-    config, state = read_config(folder), {}
+    config, state, words = read_config(folder), {}, None
     whole = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
     for file in [WEIGHTS] if whole else shards(folder / INDEX):
         for key, tensor in read_safetensors(folder / file).items():
@@ -71,15 +71,20 @@ def read_masked_head(folder: Path) -> MaskedHead | None:
         return None
     if "decoder.bias" in state:  # what the decoder adds; `bias` is the same vector, unless nothing is tied
         state["bias"] = state.pop("decoder.bias")
-    if "decoder.weight" in state and torch.equal(state["decoder.weight"], words):
-        del state["decoder.weight"]  # tied, so it goes where the embeddings go
     h, v = config.hidden_size, config.vocab_size
     shapes = {"transform.dense.weight": (h, h), "transform.dense.bias": (h,), "bias": (v,)}
     shapes |= {"transform.LayerNorm.weight": (h,), "transform.LayerNorm.bias": (h,)}
     shapes |= {"decoder.weight": (v, h)} if "decoder.weight" in state else {}
     expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     check_fits(state, expected, f"{folder}: the masked-language-model head does not fit")
-    return MaskedHead({name: tensor.float() for name, tensor in state.items()}, config.layer_norm_eps)
+    state = {name: tensor.float() for name, tensor in state.items()}
+    if (
+        words is not None
+        and "decoder.weight" in state
+        and torch.equal(state["decoder.weight"], words.float())
+    ):
+        del state["decoder.weight"]  # tied, so it goes where the embeddings go
+    return MaskedHead(state, config.layer_norm_eps)
 
 
 def sentences() -> list[str]:

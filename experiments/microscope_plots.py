@@ -1,7 +1,7 @@
 """Runs seen closely, as pictures: all of them on one axis each, in the colours of their numbers."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -19,8 +19,10 @@ def lines_of(runs: Sequence[Magnified]) -> list[tuple[Line, Magnified]]:
     return [(Line(number, ()), run) for number, run in enumerate(runs, 1) if run.modules]
 
 
-def look_of(line: Line) -> dict[str, object]:
-    return {"color": line.colour, "linestyle": LINES[line.style]}
+def look_of(line: Line, lines: Collection[Line]) -> dict[str, object]:
+    """The first is the widest, so that what lies on it leaves some of it to be seen."""
+    width = 1.3 + 1.7 * (1 - list(lines).index(line) / len(lines))
+    return {"color": line.colour, "linestyle": LINES[line.style], "linewidth": width}
 
 
 def spectrum(runs: Sequence[Magnified], part: str) -> str | None:
@@ -37,7 +39,7 @@ def spectrum(runs: Sequence[Magnified], part: str) -> str | None:
     def draw(axes) -> None:
         for line, mean in means.items():
             marker = {"marker": "."} if len(mean) <= 32 else {}
-            axes.plot(range(1, len(mean) + 1), mean, **look_of(line), **marker, linewidth=1.6)
+            axes.plot(range(1, len(mean) + 1), mean, **look_of(line, means), **marker)
         axes.set_xscale("log")
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -64,7 +66,7 @@ def by_layer(runs: Sequence[Magnified], title: str, value: Callable[[Group], flo
 
     def draw(axes) -> None:
         for line, one in told.items():
-            axes.plot(one.keys(), one.values(), **look_of(line), marker=".", linewidth=1.6)
+            axes.plot(one.keys(), one.values(), **look_of(line, told), marker=".")
         if numbers and min(numbers) > 0 and max(numbers) > WIDE * min(numbers):
             axes.set_yscale("log")
             _plain(axes.yaxis)
@@ -108,7 +110,7 @@ def intruding(runs: Sequence[Magnified], threshold: float) -> str:
     def draw(axes) -> None:
         for line, far in told.items():
             share = 1 - np.arange(len(far)) / len(far)
-            axes.step([NEAR, *far, 1.0], [1.0, *share, 0.0], where="pre", **look_of(line), linewidth=1.6)
+            axes.step([NEAR, *far, 1.0], [1.0, *share, 0.0], where="pre", **look_of(line, told))
         axes.axvline(1 - threshold, color=INK, linestyle="--", linewidth=0.8, alpha=0.5)
         axes.set_xscale("log")
         axes.set_xlim(NEAR, 1)

@@ -96,8 +96,12 @@ def is_local(name: str) -> bool:
 
 
 def published(name: str) -> Model | None:
-    """What a name is on the Hugging Face hub; None of a folder. Raises InputError if it can be no model's."""
-    return None if os.path.isdir(name) else _look_up(name)
+    """What a name is on the Hugging Face hub; None of a folder, even one that is gone.
+
+    Raises:
+        InputError: if it can be no model's.
+    """
+    return None if os.path.isabs(name) or os.path.isdir(name) else _look_up(name)
 
 
 def _cached(model: Model) -> Path:
