@@ -1,6 +1,7 @@
 """The loss of filling in words, against transformers' BertForMaskedLM on a tiny random checkpoint."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hostile import hostile, read_or_refused, safetensors_files
+from hypothesis import given
 from safetensors.torch import load_file, save_file
 from tiny_bert import TINY
 
@@ -98,6 +101,24 @@ def test_half_a_head_is_refused(masked_model: Path, tmp_path: Path, refusal):
     folder = Path(shutil.copytree(masked_model, tmp_path / "half"))
     change(folder / "model.safetensors", lambda state: state.pop("cls.predictions.transform.dense.bias"))
     assert "missing 'transform.dense.bias'" in refusal(read_masked_head, folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_any_file_of_weights_is_read_or_refused_in_a_line(masked_model: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(masked_model, tmp_path / "any"))
+    file = folder / "model.safetensors"
+
+    @hostile
+    @given(safetensors_files(file.read_bytes()))
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        head = read_or_refused(lambda: read_masked_head(folder))
+        assert head is None or head.logits(load_bert(masked_model), torch.ones(1, 32)).shape == (
+            1,
+            TINY.vocab_size,
+        )
+
+    read()
 
 
 def test_a_share_of_the_tokens_is_masked_and_always_the_same(tiny: Path):
