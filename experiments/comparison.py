@@ -13,22 +13,20 @@ import numpy as np
 
 from experiments.scored import Scored, read_scored
 from experiments.statistics import (
-    LEVEL,
     Difference,
     Seeds,
     bootstrap_test,
     detectable,
     holm,
     influence,
-    interval,
     mcnemar,
     paired_difference,
     pool_seeds,
-    score_of,
     williams,
 )
 from experiments.summary import Record, by_setting, named, settings_that_differ
 from minibert.errors import InputError
+from tasks.bootstrap import LEVEL, interval, score_of
 from tasks.metrics import pearson
 from training.config import Config, check
 

@@ -8,7 +8,8 @@ from experiments.calibration import SMALLEST, Calibration, Threshold, calibratio
 from experiments.classification import ClassScores, Ordinal, class_scores, confusion_matrix, ordinal
 from experiments.pair_order import Order, order, predict_both
 from experiments.scored import Scored
-from experiments.statistics import influence, interval, score_of, standard_error
+from experiments.statistics import influence, standard_error
+from tasks.bootstrap import interval, score_of
 from tasks.metrics import METRICS
 from training.build import build_dataset
 from training.run_folder import load_run

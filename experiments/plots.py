@@ -87,7 +87,7 @@ def curves(lines: Sequence[Line], name: str, label: str) -> str:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
 
-    return _picture(label, draw)
+    return picture(label, draw)
 
 
 def _curve(axes, line: Line, name: str) -> None:
@@ -128,7 +128,7 @@ def pareto(lines: Sequence[Line], name: str, label: str, metric: str) -> str:
         axes.plot(*front, color=INK, linestyle="--", linewidth=0.8, alpha=0.5, zorder=0)
         _number(axes, lines, [(x, max(y, foot)) for x, y in points])
 
-    return _picture(f"dev {metric} by {label}", draw)
+    return picture(f"dev {metric} by {label}", draw)
 
 
 def _cost_axis(axes, costs: Sequence[float], label: str) -> None:
@@ -177,7 +177,7 @@ def best(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _picture(title: str, draw: Callable[[object], None]) -> str:
+def picture(title: str, draw: Callable[[object], None]) -> str:
     """Axes with a title, and what `draw` puts on them, as SVG."""
     matplotlib = importlib.import_module("matplotlib")
     figures = importlib.import_module("matplotlib.figure")

@@ -1,21 +1,20 @@
-"""What a score on n dev examples can say: intervals, paired tests, and the smallest difference it shows.
+"""What a score on n dev examples can say: its error, paired tests, and the smallest difference it shows.
+
+Its interval is `tasks.bootstrap`'s.
 
 Letters: n examples, S seeds of a setting, whose score is the mean over them. Arrays and floats in and out.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
+from scipy.stats import binomtest, t
 
-LEVEL = 0.05
+from tasks.bootstrap import LEVEL, RESAMPLES, resample
+
 POWER = 0.8
-RESAMPLES = 1999
-AT_ONCE = 2**22  # numbers of a resampling held in memory
-MOST_JACKKNIFED = 3000  # examples; above that the n² of BCa's jackknife costs much and corrects nothing
 
 
 def influence(metric: str, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -41,65 +40,15 @@ def standard_error(psi: np.ndarray) -> float:
     return float(psi.std(ddof=1)) / math.sqrt(len(psi))
 
 
-def score_of(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """predictions [S, n], labels [n] -> the mean score over the seeds as a function of examples [..., k]."""
-    if metric == "accuracy":
-        correct = (predictions == labels).mean(axis=0)  # [n]
-        return lambda examples: correct[examples].mean(axis=-1)
-    x = predictions - predictions.mean(axis=1, keepdims=True)  # Pearson's r is the same, and sums are exact
-    y = labels - labels.mean()
-
-    def mean_correlation(examples: np.ndarray) -> np.ndarray:
-        return sum(_pearson(one[examples], y[examples]) for one in x) / len(x)
-
-    return mean_correlation
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Along the last axis; of a constant 0."""
-    x, y = (values - values.mean(axis=-1, keepdims=True) for values in (x, y))
-    norm = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
-    return (x * y).sum(axis=-1) / np.where(norm == 0, 1, norm)
-
-
-def interval(score: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[float, float]:
-    """The bootstrap confidence interval of a score over dev examples, the seeds as they are.
-
-    BCa's (Efron 1987), or the percentile one where n makes that needless.
-    """
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        result = _resample(score, n, "BCa" if n <= MOST_JACKKNIFED else "percentile")
-    ends = result.confidence_interval
-    if not np.isfinite(ends).all():  # where every example is right, say, BCa is not defined
-        ends = np.quantile(result.bootstrap_distribution, [LEVEL / 2, 1 - LEVEL / 2])
-    return float(ends[0]), float(ends[1])
-
-
 def bootstrap_test(difference: Callable[[np.ndarray], np.ndarray], n: int) -> float:
     """p of a difference of two scores on the same resampled examples (Efron and Tibshirani 1993, chapter 13).
 
     Twice the smaller share of resamples on either side of 0, those at 0 on both: the level at which the
     percentile interval just holds 0. Never below 2/(resamples + 1).
     """
-    resamples = _resample(difference, n, "percentile").bootstrap_distribution
+    resamples = resample(difference, n, "percentile").bootstrap_distribution
     sides = (resamples <= 0).sum(), (resamples >= 0).sum()
     return min(1.0, 2 * (int(min(sides)) + 1) / (RESAMPLES + 1))
-
-
-def _resample(score: Callable[[np.ndarray], np.ndarray], n: int, method: str):
-    """SciPy's bootstrap, of the examples' indices: what belongs to an example stays together."""
-    return bootstrap(
-        (np.arange(n),),
-        lambda examples, axis: score(examples),
-        n_resamples=RESAMPLES,
-        batch=max(1, AT_ONCE // n),
-        vectorized=True,
-        axis=-1,
-        confidence_level=1 - LEVEL,
-        method=method,
-        random_state=np.random.default_rng(0),
-    )
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:

@@ -95,6 +95,15 @@ def is_local(name: str) -> bool:
     return os.path.isdir(name) or _is_complete(_cached(_look_up(name)))
 
 
+def published(name: str) -> Model | None:
+    """What a name is on the Hugging Face hub; None of a folder, even one that is gone.
+
+    Raises:
+        InputError: if it can be no model's.
+    """
+    return None if os.path.isabs(name) or os.path.isdir(name) else _look_up(name)
+
+
 def _cached(model: Model) -> Path:
     return cache_root() / f"{model.repo}@{model.revision}".replace("/", "--")
 

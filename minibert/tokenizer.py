@@ -55,6 +55,10 @@ class Tokenizer:
         """The vocabulary's words and pieces of words; a piece that goes on begins with ##."""
         return [self._tokenizer.id_to_token(one) for one in input_ids]
 
+    def id_of(self, token: str) -> int | None:
+        """A token's id; None if the vocabulary lacks it."""
+        return self._tokenizer.token_to_id(token)
+
     def count(self, text: str) -> int:
         """How many tokens a text makes before it is cut, without [CLS] and [SEP]."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -14,13 +14,12 @@ from experiments.statistics import (
     detectable,
     holm,
     influence,
-    interval,
     mcnemar,
     paired_difference,
     pool_seeds,
-    score_of,
     williams,
 )
+from tasks.bootstrap import interval, score_of
 from tasks.metrics import METRICS
 
 

@@ -203,6 +203,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "experiments.evaluate"], 2),
         (["-m", "experiments.report", "--help"], 0),
         (["-m", "experiments.report", "nowhere", "--out", "page.txt"], 2),
+        (["-m", "experiments.microscope", "--help"], 0),
+        (["-m", "experiments.microscope", "run", "--out", "x", "--top", "0"], 2),
         (["-m", "training.embed", "--help"], 0),
         (["-m", "training.embed", "run", "--input", "a", "--output", "b.pt"], 2),
         (["-m", "kernels.audit", "--help"], 0),

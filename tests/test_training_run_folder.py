@@ -40,7 +40,7 @@ def test_a_run_writes_what_the_contract_says(
     )  # fmt: skip
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == model | {
-        "config.json", "metrics.jsonl", "steps.jsonl", "result.json", "head.safetensors",
+        "README.md", "config.json", "metrics.jsonl", "steps.jsonl", "result.json", "head.safetensors",
         "predictions-dev.csv", "predictions-test.csv",
     }  # fmt: skip
     result = strict_json((folder / "result.json").read_text())

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from minibert.files import flush, write_json, write_text
 from minibert.hub import resolve
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
-from training.adapter_folder import save_adapter_folder
+from training.adapter_folder import pooled_classifier, save_adapter_folder
 from training.best import best_per_task, of_kept, single
 from training.build import (
     build_dataset,
@@ -25,13 +25,15 @@ from training.build import (
 )
 from training.checkpoint import save_checkpoint
 from training.config import Config, to_dict
+from training.data_notes import origin
 from training.errors import TrainingError
-from training.evaluate import predict
+from training.evaluate import Prediction, predict
 from training.flags import Keeping
 from training.footprint import check_fits, footprint
 from training.keeping import Pace, alone_in, keep
 from training.loop import Trainer
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
+from training.model_card import Scored, model_card
 from training.precision import choose_device, choose_precision
 from training.processes import ALONE, Processes
 from training.profiling import StepProfile
@@ -213,15 +215,31 @@ class Run:
     def _finish(self, folder: RunFolder) -> None:
         """Write what the best epoch's weights are and say; result.json last: it marks a finished run."""
         model = self.trainer.model
+        told = {}
         for split in ("dev", "test"):
-            predictions = {name: predict(model, data, self.device) for name, data in self.data[split].items()}
-            write_predictions(folder, split, predictions)
+            told[split] = {name: predict(model, one, self.device) for name, one in self.data[split].items()}
+            write_predictions(folder, split, told[split])
         give_back_memory()  # an adapter is tried out on a model of its own before it is called saved
         save_model(folder, self.config, model, self.base)
         result = self.result() | {"files": run_sha256(folder.path)}
+        write_text(self._card(result, told["dev"]), folder.card)
         write_json(result, folder.result)
         shutil.rmtree(folder.checkpoint, ignore_errors=True)
         print(closing_table(result, folder.path))
+
+    def _card(self, result: Mapping, dev: Mapping[str, Prediction]) -> str:
+        scored = [
+            Scored(
+                task,
+                self.splits[task.name],
+                dev[task.name],
+                self.data["dev"][task.name].labels,
+                origin(self.config, task),
+            )
+            for task in self.config.tasks
+        ]
+        classifier = pooled_classifier(self.config, self.trainer.model)
+        return model_card(self.config, result, scored, classifier is not None)
 
     def result(self) -> dict:
         """What result.json says.

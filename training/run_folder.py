@@ -2,7 +2,7 @@
 
 config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
 adapter/ (LoRA methods; see adapter_folder.py) or model/ (full)  head.safetensors  checkpoint/
-profile.txt  trace.json (--profile)
+README.md (the model card)  profile.txt  trace.json (--profile)
 adapter-TASK/ (--best per-task; --adapters per-task, which has no adapter/)
 """
 
@@ -63,6 +63,11 @@ class RunFolder:
     @property
     def steps(self) -> Path:
         return self.path / "steps.jsonl"
+
+    @property
+    def card(self) -> Path:
+        """The model card, for people; minibert.json is an adapter's own."""
+        return self.path / "README.md"
 
     @property
     def metrics(self) -> Path:

@@ -1,0 +1,99 @@
+"""What a model card says of a run's data: where it is from, what it holds, and what it cannot show."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from minibert.verify import git_blob_id
+from tasks.base import Example, Task
+from tasks.course import BLOB_IDS
+from training.build import Splits
+from training.config import Config
+
+ORIGINS = {
+    "demo": "the sentences that come with minibert (CC0)",
+    "cs224n": "the files of Stanford's CS 224N course (2024)",
+}
+UNKNOWN = "files of the user's own"
+
+LIMITS = {
+    "demo": (
+        "Written by hand for trying things out: small, tidy, in one hand's style, with balanced labels. It "
+        "is no benchmark, and a score on it says nothing of a score elsewhere.",
+        "Each label is what one writer meant; there were no other annotators, so their agreement is unknown.",
+        "Length is a cue: duplicates, and pairs of a high grade, are a little longer than others.",
+    ),
+    "cs224n sst": (
+        "Sentences of English film reviews (Socher et al. 2013): one domain, one register, and the opinions "
+        "of reviewers. The five classes were cut from a finer scale, so neighbours overlap.",
+    ),
+    "cs224n qqp": (
+        "Questions asked on Quora, in English. Its publisher calls the labels not perfect; the pairs were "
+        "chosen, so the share of duplicates is not that of questions as they are asked.",
+        "The course's own split: scores do not compare with GLUE's.",
+    ),
+    "cs224n sts": (
+        "Pairs from SemEval's tasks of semantic similarity (Agirre et al. 2013; Cer et al. 2017), in "
+        "English: headlines, captions, forum posts. Grades are means over annotators.",
+        "The course's own split: scores do not compare with those of the STS Benchmark.",
+    ),
+}
+NOT_KNOWN = "minibert knows nothing of where these files are from or what is wrong with them: say it here."
+
+
+def origin(config: Config, task: Task) -> str | None:
+    """demo or cs224n, wherever the files lie; None of any others."""
+    if config.data in ORIGINS:
+        return config.data
+    files = {Path(config.data) / task.files[split]: task.files[split] for split in ("train", "dev")}
+    # A folder may have been changed since the run began: then it is not the course's any more.
+    known = all(path.is_file() and git_blob_id(path) == BLOB_IDS[name] for path, name in files.items())
+    return "cs224n" if known else None
+
+
+def limits(known: str | None, task: Task) -> tuple[str, ...]:
+    """What is known to be wrong with a task's data."""
+    if known is None:
+        return (NOT_KNOWN,)
+    return LIMITS.get(known) or LIMITS[f"{known} {task.name}"]
+
+
+def found(task: Task, splits: Splits) -> list[str]:
+    """What the rows themselves say; their texts are counted, not told."""
+    lines = [labels(task, splits.train, splits.dev)]
+    trained = {one.texts for one in splits.train}
+    again = sum(one.texts in trained for one in splits.dev)
+    lines.append(
+        f"{again:,} of the {len(splits.dev):,} dev examples have the very texts of a training example."
+        if again
+        else "No dev example has the very texts of a training example."
+    )
+    if splits.skipped:
+        lines.append(f"{len(splits.skipped):,} rows without a text or a label were skipped.")
+    lines.append(f"A text has {words(splits.train):.0f} words in the mean.")
+    return lines
+
+
+def labels(task: Task, train: Sequence[Example], dev: Sequence[Example]) -> str:
+    """How the labels are spread; of classes also what guessing the commonest gets."""
+    if not task.is_classification:
+        low, high = task.label_range
+        mean_of = [f"{mean(one.label for one in part):.2f} in {name}" for name, part in _named(train, dev)]
+        return f"Labels go from {low} to {high}, their mean is {' and '.join(mean_of)}."
+    parts = []
+    for name, part in _named(train, dev):
+        counts = Counter(one.label for one in part)
+        shares = (f"{counts[label] / len(part):.0%} of {label}" for label in range(task.num_outputs))
+        parts.append(f"{', '.join(shares)} in {name}")
+    commonest = Counter(one.label for one in train).most_common(1)[0][0]
+    right = sum(one.label == commonest for one in dev) / len(dev)
+    return f"Labels: {'; '.join(parts)}. Always {commonest:g} gets {right:.1%} of dev right."
+
+
+def _named(train: Sequence[Example], dev: Sequence[Example]) -> list[tuple[str, Sequence[Example]]]:
+    return [("train", train), ("dev", dev)]
+
+
+def words(examples: Sequence[Example]) -> float:
+    return mean(len(text.split()) for one in examples for text in one.texts)
