@@ -69,7 +69,7 @@ def test_a_passage_is_the_source_as_it_stands():
         assert lines == [line[indent:] for line in whole[found.first - 1 : found.first - 1 + len(lines)]]
     assert passage("lora.layers.DoRALinear.__doc__").text.endswith('"""')
     assert passage("lora.methods.METHODS").text.startswith("METHODS = {")
-    assert passage("experiments.statistics.LEVEL").text == "LEVEL = 0.05"
+    assert passage("tasks.bootstrap.LEVEL").text == "LEVEL = 0.05"
 
 
 @pytest.mark.parametrize("name", ["lora.nothing", "lora.layers.LoRALinear.nothing", "nothing.at.all"])
