@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 tests/shared_steps.py MODEL DATA OUT
 
-writes OUT/CASE.safetensors: the losses [steps], and the gradient of each step before it is clipped.
+writes OUT/CASE-RANK.safetensors: the losses [steps], and the gradient of each step before it is clipped; and
+OUT/threads-RANK: the names of the threads that are left in the end.
 """
 
 import sys
@@ -69,6 +70,8 @@ def main() -> None:
         for name, changes in CASES.items():
             found = steps(model, data, changes, processes)
             save_file(found, out / f"{name}-{processes.rank}.safetensors")
+    threads = "".join(sorted(name.read_text() for name in Path("/proc/self/task").glob("*/comm")))
+    (out / f"threads-{processes.rank}").write_text(threads)
 
 
 if __name__ == "__main__":

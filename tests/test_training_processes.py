@@ -55,6 +55,15 @@ def test_every_step_has_the_loss_and_the_gradient_of_one_process(
             assert difference <= 1e-6 * torch.linalg.vector_norm(values), (rank, name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the names of threads")
+def test_no_thread_that_talks_to_others_is_left_when_the_work_is_done(by_two: Path) -> None:
+    """One that frees a tensor while Python ends would abort the process."""
+    for rank in (0, 1):
+        names = (by_two / f"threads-{rank}").read_text()
+        assert "python" in names
+        assert "gloo" not in names
+
+
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

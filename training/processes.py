@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn
 from torch import Tensor
 
 from minibert.errors import InputError
@@ -164,6 +165,9 @@ def joined(device: str) -> Iterator[Processes]:
         if local >= there:
             raise InputError(f"torchrun: expected a GPU for each process of a machine, got {there} GPUs")
         torch.cuda.set_device(local)
+    # `torch.distributed.nn` is imported above though nothing here uses it. The first optimizer imports it,
+    # and the group of that time stays for ever, as its functions' default argument: gloo's threads outlive
+    # destroy_process_group, and one that frees a tensor while Python ends aborts the process.
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     processes = Processes(dist.get_rank(), dist.get_world_size())
     yield processes
