@@ -11,6 +11,7 @@ from tasks.base import Task
 from tasks.data import Dataset, Features
 from tasks.metrics import METRICS
 from tasks.model import TaskModel
+from training.memory import keep_freed_memory
 from training.processes import ALONE, Processes
 
 
@@ -45,6 +46,7 @@ def encode_once(
     Yields the number of examples of each batch once it is done; if left before the end, data stays as it was.
     The batches are the same each time, so that a resumed run has the same vectors, bit for bit.
     """
+    keep_freed_memory()
     among = np.arange(len(data)) if among is None else among
     features = Features(len(data), among, len(data.sides), model.bert.config.hidden_size)
     batches = data.in_order_of_length(MOST_EXAMPLES, MOST_TOKENS[device.type], among)
@@ -68,6 +70,7 @@ def predict(
     A batch has at most `batch_size` examples, and no more tokens than suit the device. Of several processes
     each takes its share of the batches, and all have all predictions.
     """
+    keep_freed_memory()
     model = merge(model, model.bert.compute_dtype).eval()
     scores = torch.zeros(len(data), data.task.num_outputs, dtype=torch.float64)
     for indices, batch in processes.mine(data.in_order_of_length(batch_size, MOST_TOKENS[device.type])):

@@ -18,7 +18,7 @@ from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.errors import TrainingError, not_finite
 from training.evaluate import encode_once, predict, score
-from training.memory import give_back_memory
+from training.memory import give_back_memory, keep_freed_memory
 from training.optimizer import build_optimizer, lr_factor
 from training.processes import ALONE, Processes, others_there
 from training.recompute import recompute_layers
@@ -43,6 +43,7 @@ class Trainer:
         device: torch.device,
         processes: Processes = ALONE,
     ):
+        keep_freed_memory()
         self.config, self.model, self.device, self.processes = config, model.to(device), device, processes
         self.together = config.adapters == "per-task"
         self.plan = Mixture(

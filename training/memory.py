@@ -1,4 +1,4 @@
-"""How much memory a process has taken, and giving back what it no longer needs."""
+"""How much memory a process has taken; keeping what it will need again, and giving back what it will not."""
 
 import ctypes
 import importlib
@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+C_LIBRARY = ctypes.CDLL(None)
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -28,8 +31,20 @@ def memory_once_imported() -> float:
     return peak_memory_mib(torch.device("cpu"))
 
 
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what is freed for the next step, but for blocks above 32 MiB.
+
+    A step frees all its activations, and malloc would let the system have them: the next step would get
+    them back page by page, each zeroed anew, at a fault each: 15,000 for a thousand tokens of MiniLM.
+    """
+    set_option = getattr(C_LIBRARY, "mallopt", None)  # other C libraries have none
+    if set_option is not None:
+        set_option(M_MMAP_THRESHOLD, 2**25)
+        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def give_back_memory() -> None:
-    """Let the system have what has been freed: glibc's malloc keeps the pages between two blocks in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    """Let the system have what has been freed, wherever it lies."""
+    trim = getattr(C_LIBRARY, "malloc_trim", None)
     if trim is not None:
         trim(0)
