@@ -1,8 +1,10 @@
 """What several processes are worth: `python -m benchmarks.processes --data FOLDER --out FILE.csv`.
 
 The same run of train.py, alternating: by one process of one thread, by one of as many threads as there are
-processes in the third, and by torchrun in processes of one thread each. Batches are the same in all. `ratio`:
-tokens a second by those of the first in the same round, the median with its range.
+processes in the third, by torchrun in processes of one thread each, and as so many runs side by side, which
+have nothing to do with each other: what the machine has to give, as its cores share caches and memory.
+Batches are the same in all. `ratio`: tokens a second by those of the first in the same round, the median
+with its range.
 """
 
 import argparse
@@ -16,35 +18,37 @@ from pathlib import Path
 from benchmarks.flags import check_common, check_data, check_least, log_beside
 from benchmarks.machine import cores, describe
 from benchmarks.tables import show, with_range
-from benchmarks.turns import Log, Round, paired, run, take_turns
+from benchmarks.turns import Log, Round, paired, run_together, take_turns
 from training.cli import Parser
 from training.exit import run_command
 
-COLUMNS = ("processes", "threads of each", "tokens/s", "ratio")
+COLUMNS = ("runs", "processes of each", "threads of each", "tokens/s", "ratio")
 
 
-def variants(count: int) -> dict[str, tuple[int, int]]:
-    """Name -> processes and threads of each; the first is what the others are compared with."""
-    told = [(1, 1), (1, count), (count, 1)]
-    return {f"{processes} by {threads}": (processes, threads) for processes, threads in told}
+def variants(count: int) -> dict[str, tuple[int, int, int]]:
+    """Name -> runs, processes and threads of each; the first is what the others are compared with."""
+    told = [(1, 1, 1), (1, 1, count), (1, count, 1), (count, 1, 1)]
+    return {" by ".join(map(str, one)): one for one in told}
 
 
-def measure(processes: int, threads: int, words: Sequence[str], i: int) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [*(launcher if processes > 1 else []), "train.py", *words]
-        run([*command, "--seed", str(i), "--out", str(out)], threads)
-        return {"tokens_per_second": json.loads((out / "result.json").read_text())["tokens_per_second"]}
+def measure(runs: int, processes: int, threads: int, words: Sequence[str], i: int) -> dict:
+    """The tokens a second of all runs together."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*(launcher if processes > 1 else []), "train.py", *words, "--seed", str(i)]
+    with tempfile.TemporaryDirectory() as among:
+        folders = [Path(among) / str(number) for number in range(runs)]
+        run_together([[*command, "--out", str(folder)] for folder in folders], threads)
+        results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    return {"tokens_per_second": sum(result["tokens_per_second"] for result in results)}
 
 
 def rows(rounds: Sequence[Round], count: int) -> list[tuple[str, ...]]:
     first, *_ = variants(count)
     lines = []
-    for name, (processes, threads) in variants(count).items():
+    for name, sizes in variants(count).items():
         rates = with_range([one[name]["tokens_per_second"] for one in rounds], 0)
         ratio = with_range(paired(rounds, name, first, "tokens_per_second"))
-        lines.append((str(processes), str(threads), rates, ratio))
+        lines.append((*map(str, sizes), rates, ratio))
     return lines
 
 

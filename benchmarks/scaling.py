@@ -103,9 +103,10 @@ def rows(rounds: Sequence[Round], axes: Sequence[str]) -> list[tuple[str, ...]]:
 def plot(rounds: Sequence[Round], axes: Sequence[str], path: Path) -> None:
     """Time above, memory below, an axis each: log-log, with the fitted line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(2.6 * len(axes) + 0.6, 5.2), layout="constrained")
-    grid = figure.subplots(len(MEASURED), len(axes), squeeze=False)
+    figure = Figure(figsize=(2.2 * len(axes) + 0.6, 5.2), layout="constrained")
+    grid = figure.subplots(len(MEASURED), len(axes), squeeze=False, sharey="row")
     for line, (key, label) in zip(grid, MEASURED.items(), strict=True):
         line[0].set_ylabel(label)
         for one, axis in zip(line, axes, strict=True):
@@ -116,6 +117,11 @@ def plot(rounds: Sequence[Round], axes: Sequence[str], path: Path) -> None:
             one.loglog(values, [exp(level) * a**k for a in values], linewidth=1)
             one.set_title(f"k = {k:.2f} ± {half:.2f}", fontsize=10)
             one.set_xlabel(axis)
+            one.set_xticks(values, values, fontsize=8)
+            one.xaxis.set_minor_locator(NullLocator())
+            one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            one.yaxis.set_minor_locator(NullLocator())
+            one.yaxis.set_major_formatter("{x:g}")
     figure.savefig(path, format="png", dpi=150)
 
 

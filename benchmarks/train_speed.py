@@ -147,7 +147,7 @@ def main() -> int:
         weights = product_weights(model)
     show(COLUMNS, rows(rounds, given.methods, weights), machine, given.out)
     if given.plot:
-        plot(rounds, given.methods, given.plot)
+        plot(rounds, given.methods, weights, given.plot)
     return 0
 
 

@@ -7,10 +7,11 @@ Imports no torch.
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 from minibert.errors import InputError
 
@@ -89,18 +90,31 @@ def run(command: Sequence[str], threads: int) -> str:
     Raises:
         InputError: if it fails, with its last error or else its last line.
     """
-    ended = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment(threads), capture_output=True, text=True
-    )
-    if ended.returncode:
-        how = signal.Signals(-ended.returncode).name if ended.returncode < 0 else f"exit {ended.returncode}"
-        said = [line.strip() for line in ended.stderr.splitlines() if any(map(str.isalnum, line))]
-        errors = [
-            line for line in said if line.startswith("error: ")
-        ]  # of torchrun's processes, before its own
-        last = (errors or said or ["it said nothing"])[-1]
-        raise InputError(f"{' '.join(command[:2])}: {last.removeprefix('error: ')} ({how})")
-    return ended.stdout
+    return run_together([command], threads)[0]
+
+
+def run_together(commands: Sequence[Sequence[str]], threads: int) -> list[str]:
+    """The same of several, side by side; none is left running."""
+    asked = {"cwd": ROOT, "env": environment(threads), "stdout": PIPE, "stderr": PIPE, "text": True}
+    with ExitStack() as until_ended:
+        started = [until_ended.enter_context(Popen([sys.executable, *words], **asked)) for words in commands]
+        try:
+            said = [program.communicate() for program in started]
+        finally:
+            for program in started:
+                program.kill()  # what has ended is left alone
+    for words, program, (_, errors) in zip(commands, started, said, strict=True):
+        if program.returncode:
+            raise InputError(f"{' '.join(words[:2])}: {why_ended(program.returncode, errors)}")
+    return [output for output, _ in said]
+
+
+def why_ended(code: int, errors: str) -> str:
+    """The last line of a program's errors that says something, and how it ended."""
+    how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+    said = [line.strip() for line in errors.splitlines() if any(map(str.isalnum, line))]
+    own = [line for line in said if line.startswith("error: ")]  # of torchrun's processes, before its own
+    return f"{(own or said or ['it said nothing'])[-1].removeprefix('error: ')} ({how})"
 
 
 def run_json(command: Sequence[str], threads: int) -> dict:

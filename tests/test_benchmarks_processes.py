@@ -11,12 +11,13 @@ from benchmarks.processes import main, rows, variants
 def test_ratios_are_to_one_process_of_one_thread_in_the_same_round():
     rounds = [
         {name: {"tokens_per_second": rate} for name, rate in zip(variants(2), rates, strict=True)}
-        for rates in ((100.0, 150.0, 180.0), (50.0, 90.0, 80.0))
+        for rates in ((100.0, 150.0, 180.0, 190.0), (50.0, 90.0, 80.0, 100.0))
     ]
     assert rows(rounds, 2) == [
-        ("1", "1", "75 [50, 100]", "1.000 [1.000, 1.000]"),
-        ("1", "2", "120 [90, 150]", "1.650 [1.500, 1.800]"),
-        ("2", "1", "130 [80, 180]", "1.700 [1.600, 1.800]"),
+        ("1", "1", "1", "75 [50, 100]", "1.000 [1.000, 1.000]"),
+        ("1", "1", "2", "120 [90, 150]", "1.650 [1.500, 1.800]"),
+        ("1", "2", "1", "130 [80, 180]", "1.700 [1.600, 1.800]"),
+        ("2", "1", "1", "145 [100, 190]", "1.950 [1.900, 2.000]"),
     ]
 
 
@@ -28,10 +29,12 @@ def test_it_runs_each_and_writes_what_it_shows(tiny, small_data, tmp_path):
     assert ended.code == 0, ended.err
     with open(out, newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [(one["processes"], one["threads of each"]) for one in lines] == [
-        ("1", "1"),
-        ("1", "2"),
-        ("2", "1"),
+    sizes = ("runs", "processes of each", "threads of each")
+    assert [tuple(one[name] for name in sizes) for one in lines] == [
+        ("1", "1", "1"),
+        ("1", "1", "2"),
+        ("1", "2", "1"),
+        ("2", "1", "1"),
     ]
     assert all(one["tokens/s"] in ended.out for one in lines)
 
