@@ -139,6 +139,8 @@ def _cost_axis(axes, costs: Sequence[float], label: str) -> None:
         few = 1000 * min(costs) > max(costs)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    else:
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))  # in a narrow range the numbers are long
     axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
