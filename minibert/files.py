@@ -14,17 +14,24 @@ from torch import Tensor
 
 from minibert.errors import InputError
 
+LARGEST_JSON = 2**28  # bytes; /dev/zero has no end
+
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file.
 
     Raises:
-        InputError: if the file cannot be read or holds anything but one JSON object.
+        InputError: if the file cannot be read, does not end or holds anything but one JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_JSON + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > LARGEST_JSON:
+        raise InputError(f"{path}: expected JSON of at most {LARGEST_JSON >> 20} MiB, got more")
+    try:
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON, got something else ({error})") from None
     if not isinstance(value, dict):

@@ -300,3 +300,8 @@ class TestWriting:
         finally:
             os.umask(before)
         assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a system without it")
+def test_a_file_without_an_end_does_not_fill_the_memory(refusal):
+    assert refusal(read_json, Path("/dev/zero")) == "/dev/zero: expected JSON of at most 256 MiB, got more"
