@@ -1,6 +1,7 @@
 """Self-attention over packed sequences, with its gradients by hand.
 
-Letters: M tokens, S sequences, T the longest of them, H hidden size, N heads, D = H / N head size.
+Letters: M tokens, S sequences of a block, T tokens that each is padded to, H hidden size, N heads,
+D = H / N head size.
 """
 
 import math
@@ -30,44 +31,39 @@ class Attention(torch.autograd.Function):
         ctx, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, num_heads: int, dropout: Dropout
     ) -> Tensor:
         """three times [M, H] -> [M, H]"""
-        context = torch.zeros_like(q)  # [M, H]; the filler sees nothing
-        probs, ctx.masks = [], []
-        for block in sequences.blocks:
-            Q, K, V = (split_heads(block.pad(x), num_heads) for x in (q, k, v))  # [S, N, T, D]
+        grid = sequences.grid(num_heads)
+        cells, probs, ctx.masks = grid.empty(q), [], []
+        parts = zip(*map(grid.spread, (q, k, v)), grid.split(cells), strict=True)  # [S, N, T, D] each
+        for block, (Q, K, V, out) in zip(sequences.blocks, parts, strict=True):
             scores = Q @ K.mT  # [S, N, T, T]
             if block.beyond is not None:
-                scores.masked_fill_(block.beyond, -math.inf)
+                scores += block.beyond.to(scores.dtype)
             P = scores.softmax(dim=-1)  # [S, N, T, T]
             mask = dropout.draw(P)
-            block.unpad(join_heads(mask(P) @ V), out=context)
+            torch.matmul(mask(P), V, out=out)
             probs.append(P)
             ctx.masks.append(mask)
         ctx.sequences, ctx.num_heads = sequences, num_heads
         ctx.save_for_backward(q, k, v, *probs)
-        return context
+        return grid.gather(cells, q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_context: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *probs = ctx.saved_tensors
-        dq, dk, dv = (torch.zeros_like(q) for _ in range(3))  # [M, H]
-        for block, P, mask in zip(ctx.sequences.blocks, probs, ctx.masks, strict=True):
-            padded = (block.pad(x) for x in (q, k, v, d_context))  # [S, T, H]
-            Q, K, V, dO = (split_heads(x, ctx.num_heads) for x in padded)  # [S, N, T, D]
-            block.unpad(join_heads(mask(P).mT @ dO), out=dv)
+        grid = ctx.sequences.grid(ctx.num_heads)
+        d_cells = [grid.empty(q) for _ in range(3)]
+        parts = zip(*map(grid.spread, (q, k, v, d_context)), *map(grid.split, d_cells), strict=True)
+        for block, P, mask, (Q, K, V, dO, dQ, dK, dV) in zip(
+            ctx.sequences.blocks, probs, ctx.masks, parts, strict=True
+        ):
+            dO *= block.asks.to(dO.dtype)  # queries past the end have none
+            torch.matmul(mask(P).mT, dO, out=dV)
             dP = mask(dO @ V.mT)  # [S, N, T, T]
             dS = torch._softmax_backward_data(dP, P, -1, P.dtype)  # [S, N, T, T], summed in fp32
-            block.unpad(join_heads(dS @ K), out=dq)
-            block.unpad(join_heads(dS.mT @ Q), out=dk)
-        return dq, dk, dv, None, None, None
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [S, N, T, D]
-
-
-def join_heads(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)  # [S, T, H]
+            torch.matmul(dS, K, out=dQ)
+            torch.matmul(dS.mT, Q, out=dK)
+        return *(grid.gather(cells, q) for cells in d_cells), None, None, None
 
 
 class SelfAttention(nn.Module):

@@ -26,8 +26,7 @@ def pooler(bert: Bert, hidden: Tensor, sequences: Sequences) -> Tensor:
 
 def mean(bert: Bert, hidden: Tensor, sequences: Sequences) -> Tensor:
     """The mean over all of a sequence's tokens, [CLS] and [SEP] too (Reimers & Gurevych 2019, section 3)."""
-    hidden = _at_least_fp32(hidden)
-    sums = torch.cat([block.pad(hidden).sum(dim=1) for block in sequences.blocks])  # [S, H]
+    sums = sequences.padded(_at_least_fp32(hidden)).sum(dim=1)  # [S, H]
     return sums / sequences.counts[:, None]
 
 

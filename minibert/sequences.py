@@ -1,9 +1,8 @@
-"""Packed sequences: how the row of a batch's real tokens divides, and how attention's blocks are padded.
+"""Packed sequences: how the row of a batch's real tokens divides.
 
-Letters: M tokens, S sequences, T the longest of them, H hidden size.
+Letters: M tokens, S sequences.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -12,50 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 8  # sequences, on a CPU
-
-
-class Block:
-    """Neighbouring sequences that are padded together for attention: S of them, to T tokens.
-
-    T is the longest, rounded up to a multiple of 8: libraries keep a kernel for every shape they meet. In a
-    share of a batch it is the longest of the `whole` block, which is the batch's `number`-th, and of which
-    these are the sequences at `places`.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        first_row: int,
-        device: torch.device,
-        whole: Sequence[int],
-        places: Sequence[int],
-        number: int,
-    ):
-        self.places, self.number = tuple(places), number
-        self.shape = (len(lengths), -(-max(whole) // 8) * 8)
-        self.rows = slice(first_row, first_row + sum(lengths))
-        inside = torch.arange(self.shape[1]) < torch.tensor(lengths)[:, None]  # [S, T]
-        self.slots = inside.flatten().nonzero().squeeze(1).to(device)  # rows' places in the padded grid
-        ragged = min(lengths) < self.shape[1]
-        self.beyond = ~inside[:, None, None, :].to(device) if ragged else None  # [S, 1, 1, T]
-
-    def pad(self, x: Tensor) -> Tensor:
-        """this block's rows of x [M, H] -> [S, T, H], zeros where a sequence has ended"""
-        grid = x.new_zeros(self.shape[0] * self.shape[1], x.shape[1])
-        return grid.index_copy_(0, self.slots, x[self.rows]).unflatten(0, self.shape)  # [S, T, H]
-
-    def unpad(self, x: Tensor, out: Tensor) -> None:
-        """x [S, T, H] -> this block's rows of out [M, H]"""
-        torch.index_select(x.flatten(0, 1), 0, self.slots, out=out[self.rows])
+from minibert.blocks import Block, Grid, block_sizes
 
 
 @dataclass(frozen=True)
 class Sequences:
     """How the row of M packed tokens divides into S sequences; none is empty.
 
-    Attention sees them in blocks of neighbours, each padded to its own longest: the nearer in length
-    neighbours are, the less is wasted. On a GPU, where every launch costs, all are one block.
+    Attention sees them in blocks of nearly one length: see minibert/blocks.py.
 
     The row may end in `filler` tokens that belong to no sequence, and that no sequence sees: a matrix
     library keeps half a megabyte of code for every M it meets, so it pays to meet few.
@@ -79,18 +42,44 @@ class Sequences:
         return self.whole or self.lengths
 
     @cached_property
+    def _sizes(self) -> list[tuple[int, list[int]]]:
+        return block_sizes(self.of_batch, on_cpu=self.device.type == "cpu")
+
+    @property
+    def blocks_of_batch(self) -> int:
+        """How many blocks the whole batch has."""
+        return len(self._sizes)
+
+    @cached_property
     def blocks(self) -> list[Block]:
-        whole = self.of_batch
-        size = BLOCK if self.device.type == "cpu" else len(whole)
-        places = self.places or range(len(whole))
-        starts, blocks, first = [0, *accumulate(self.lengths)], [], 0
-        for number, start in enumerate(range(0, len(whole), size)):
-            inside = [place - start for place in places[first:] if place < start + size]
-            if inside:
-                lengths, chunk = self.lengths[first : first + len(inside)], whole[start : start + size]
-                blocks.append(Block(lengths, starts[first], self.device, chunk, inside, number))
-                first += len(inside)
+        """Those of them with sequences of this share."""
+        mine = {place: i for i, place in enumerate(self.places or range(len(self.lengths)))}
+        first_rows, blocks = [0, *accumulate(self.lengths)], []
+        for number, (T, sequences) in enumerate(self._sizes):
+            places = [place for place, sequence in enumerate(sequences) if sequence in mine]
+            own = [mine[sequences[place]] for place in places]
+            if own:
+                lengths, rows = [self.lengths[i] for i in own], [first_rows[i] for i in own]
+                blocks.append(Block(T, lengths, rows, self.device, places, number))
         return blocks
+
+    def grid(self, num_heads: int) -> Grid:
+        """The blocks, for attention with so many heads."""
+        if num_heads not in self._grids:
+            self._grids[num_heads] = Grid(self.blocks, num_heads, self.device)
+        return self._grids[num_heads]
+
+    @cached_property
+    def _grids(self) -> dict[int, Grid]:
+        return {}
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x [M, H] -> [S, T, H], T the longest; zeros where a sequence has ended"""
+        longest = max(self.lengths)
+        t = torch.arange(longest, device=self.device)
+        slots = (t < self.counts[:, None]).flatten().nonzero().squeeze(1)
+        grid = x.new_zeros(len(self.lengths) * longest, x.shape[1])
+        return grid.index_copy(0, slots, x[: len(slots)]).unflatten(0, (-1, longest))
 
     @cached_property
     def counts(self) -> Tensor:

@@ -1,5 +1,4 @@
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -415,29 +414,61 @@ class TestSequences:
         assert sequences.first.tolist() == [i for i, position in enumerate(positions) if position == 0]
         assert sequences.counts.tolist() == lengths
 
-    @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=25))
+    @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=25))
     @settings(deadline=None)
-    def test_blocks_are_up_to_8_neighbours_padded_to_a_multiple_of_8(self, lengths: list[int]):
+    def test_blocks_hold_sequences_of_one_multiple_of_32_each_once(self, lengths: list[int]):
         blocks = Sequences(tuple(lengths), filler=3).blocks
-        assert len(blocks) == math.ceil(len(lengths) / 8)
-        x = torch.randn(sum(lengths) + 3, 2)
-        rows = x.split([*lengths, 3])
-        for i, block in enumerate(blocks):
-            own = lengths[8 * i : 8 * i + 8]
-            longest = next(t for t in itertools.count(max(own)) if t % 8 == 0)
-            padded = block.pad(x)
-            assert padded.shape == (len(own), longest, 2)
-            for j, length in enumerate(own):
-                assert torch.equal(padded[j, :length], rows[8 * i + j])
-                assert padded[j, length:].count_nonzero() == 0
-            visible = [[t < length for t in range(longest)] for length in own]
-            assert (block.beyond is None) == all(itertools.chain(*visible))
-            assert block.beyond is None or (~block.beyond[:, 0, 0]).tolist() == visible
-        back = torch.zeros_like(x)
+        first_rows = [sum(lengths[:i]) for i in range(len(lengths))]
+        found = []
         for block in blocks:
-            block.unpad(block.pad(x), out=back)
-        assert torch.equal(back[:-3], x[:-3])
-        assert back[-3:].count_nonzero() == 0
+            T = block.rows.shape[1]
+            for rows, inside in zip(block.rows.tolist(), block.inside.tolist(), strict=True):
+                i = first_rows.index(rows[0])
+                own = lengths[i]
+                found.append(i)
+                assert T in (32, 64, 96)
+                assert T - 32 < own <= T
+                assert inside == [t < own for t in range(T)]
+                assert rows == [first_rows[i] + min(t, own - 1) for t in range(T)]
+            assert (block.beyond is None) == block.inside.all()
+            assert block.beyond is None or torch.equal(block.beyond[:, 0, 0] == 0, block.inside)
+            assert block.beyond is None or torch.equal(block.beyond[:, 0, 0].isneginf(), ~block.inside)
+            assert torch.equal(block.asks[:, 0, :, 0], block.inside)
+        assert sorted(found) == list(range(len(lengths)))
+
+    @pytest.mark.parametrize(("length", "most"), [(32, 32), (64, 8), (96, 3), (128, 2), (129, 1), (500, 1)])
+    def test_a_block_of_long_sequences_holds_fewer_of_them(self, length: int, most: int):
+        blocks = Sequences((length,) * 70).blocks
+        assert [len(block.rows) for block in blocks[:-1]] == [most] * (len(blocks) - 1)
+        assert sum(len(block.rows) for block in blocks) == 70
+
+    @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=25), filler=st.integers(0, 3))
+    @settings(deadline=None)
+    def test_a_grid_spreads_rows_over_blocks_and_heads_and_gathers_them_again(
+        self, lengths: list[int], filler: int
+    ):
+        sequences, N, D = Sequences(tuple(lengths), filler), 3, 2
+        grid = sequences.grid(N)
+        x = torch.randn(sum(lengths) + filler, N * D)
+        parts = grid.spread(x)
+        for block, part in zip(sequences.blocks, parts, strict=True):
+            assert torch.equal(part, x[block.rows].unflatten(-1, (N, D)).transpose(1, 2))
+        cells = grid.empty(x)
+        for into, part in zip(grid.split(cells), parts, strict=True):
+            into.copy_(part)
+        back = grid.gather(cells, x)
+        assert torch.equal(back[: sum(lengths)], x[: sum(lengths)])
+        assert back[sum(lengths) :].count_nonzero() == 0
+
+    @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=25), filler=st.integers(0, 3))
+    @settings(deadline=None)
+    def test_padded_rows_end_in_zeros(self, lengths: list[int], filler: int):
+        x = torch.randn(sum(lengths) + filler, 2)
+        padded = Sequences(tuple(lengths), filler).padded(x)
+        assert padded.shape == (len(lengths), max(lengths), 2)
+        for i, length in enumerate(lengths):
+            assert torch.equal(padded[i, :length], x[sum(lengths[:i]) :][:length])
+            assert padded[i, length:].count_nonzero() == 0
 
     def test_a_forward_changes_no_argument(self):
         bert, sequences = Bert(TINY), Sequences((3, 4), filler=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.dropout import Rows
-from minibert.sequences import BLOCK, Sequences
+from minibert.sequences import Sequences
 from tasks.data import Batch, join
 
 
@@ -21,7 +21,7 @@ def row_places(batches: Mapping[str, Batch]) -> Callable[[str, Tensor, int], Row
     head's are examples, those of a task's own adapter are the task's tokens, and all others the step's.
     """
     sequences = join(list(batches.values())).sequences
-    blocks, whole = sequences.blocks, -(-len(sequences.of_batch) // BLOCK)
+    blocks, whole = sequences.blocks, sequences.blocks_of_batch
     tokens = token_places(sequences)
     by_task = {task: token_places(batch.sequences) for task, batch in batches.items()}
 

@@ -1,0 +1,99 @@
+"""How attention pads packed sequences: in blocks of nearly one length, and head by head.
+
+Letters: M tokens, S sequences, T tokens that each is padded to, H hidden size, N heads, D = H / N head size.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LANES = 32  # bf16 numbers in a CPU's widest register: softmax is slow over any other number of keys
+LARGEST = 32 * LANES**2  # S T² of a CPU's block of several sequences: so that its scores stay in the cache
+
+
+def block_sizes(lengths: Sequence[int], on_cpu: bool) -> list[tuple[int, list[int]]]:
+    """T and the sequences of each block.
+
+    On a CPU those of one T go together, the next multiple of `LANES`, as many as `LARGEST` allows. On a GPU,
+    where every launch costs, all sequences do, and T is the longest's next multiple of 8: libraries keep a
+    kernel for every shape they meet.
+    """
+    if not on_cpu:
+        return [(next_multiple(max(lengths), 8), list(range(len(lengths))))]
+    of_length: dict[int, list[int]] = {}
+    for sequence, length in enumerate(lengths):
+        of_length.setdefault(next_multiple(length, LANES), []).append(sequence)
+    sizes = []
+    for T, sequences in of_length.items():
+        most = max(1, LARGEST // T**2)
+        sizes += [(T, sequences[start : start + most]) for start in range(0, len(sequences), most)]
+    return sizes
+
+
+def next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+class Block:
+    """S sequences, padded to T tokens each.
+
+    They are those at `places` of the batch's `number`-th block, whose others other processes may have.
+    """
+
+    def __init__(
+        self,
+        T: int,
+        lengths: Sequence[int],
+        first_rows: Sequence[int],
+        device: torch.device,
+        places: Sequence[int],
+        number: int,
+    ):
+        self.places, self.number = tuple(places), number
+        t, length = torch.arange(T), torch.tensor(lengths)[:, None]  # [T], [S, 1]
+        self.inside = t < length  # [S, T]
+        # Past a sequence's end stands its last token again: any finite number will do there.
+        self.rows = torch.tensor(first_rows)[:, None] + torch.minimum(t, length - 1)  # [S, T]
+        # Factors for queries, [S, 1, T, 1], and what is added to keys' scores, [S, 1, 1, T].
+        self.asks = self.inside[:, None, :, None].to(device)
+        seen = torch.zeros(self.inside.shape).masked_fill(~self.inside, -math.inf)
+        self.beyond = None if self.inside.all() else seen[:, None, None].to(device)
+
+
+class Grid:
+    """All of a batch's blocks head by head, [S, N, T, D] each, and end to end as one column of cells [C, D].
+
+    A tensor is padded and its heads are split in one copy, and in another its tokens stand in a row again.
+    """
+
+    def __init__(self, blocks: Sequence[Block], num_heads: int, device: torch.device):
+        self.shapes = [(len(block.rows), num_heads, block.rows.shape[1]) for block in blocks]
+        heads = torch.arange(num_heads)[:, None]  # [N, 1]
+        source = torch.cat([(block.rows[:, None] * num_heads + heads).flatten() for block in blocks])
+        pairs = zip(blocks, self.shapes, strict=True)
+        inside = torch.cat([block.inside[:, None].expand(shape).flatten() for block, shape in pairs])
+        cells = inside.nonzero().squeeze(1)
+        target = torch.empty_like(cells)
+        target[source[cells]] = cells
+        self.source, self.target = source.to(device), target.to(device)  # [C] and [M N], each of the other
+
+    def empty(self, x: Tensor) -> Tensor:
+        """cells [C, D] to be filled, for x [M, H]"""
+        return x.new_empty(len(self.source), x.shape[1] // self.shapes[0][1])
+
+    def split(self, cells: Tensor) -> list[Tensor]:
+        """cells [C, D] -> of each block [S, N, T, D], the same memory"""
+        parts = cells.split([math.prod(shape) for shape in self.shapes])
+        return [part.view(*shape, -1) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def spread(self, x: Tensor) -> list[Tensor]:
+        """x [M, H] -> of each block [S, N, T, D]"""
+        return self.split(x.reshape(-1, x.shape[1] // self.shapes[0][1]).index_select(0, self.source))
+
+    def gather(self, cells: Tensor, x: Tensor) -> Tensor:
+        """cells [C, D] -> [M, H] like x, zeros for the filler"""
+        out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        torch.index_select(cells, 0, self.target, out=out.view(-1, cells.shape[1])[: len(self.target)])
+        return out
