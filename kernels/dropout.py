@@ -5,6 +5,7 @@ products. Here a counter-based generator (Philox, Salmon et al. 2011) gives rand
 and the mask is applied by bitwise AND. Nothing of the generator has to be saved to resume a run.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -68,14 +69,27 @@ class DropoutKey:
         return self._uses[site] - 1
 
 
+class _Generators(threading.local):
+    """One for each thread: making one takes as long as a small mask, telling it where to begin does not."""
+
+    def __init__(self):
+        self.philox = np.random.Philox(0)
+
+
+_of_thread = _Generators()
+_START = np.random.Philox(0).state  # with nothing drawn yet
+
+
 def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int, use: int = 0) -> Tensor:
     """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256."""
     count = shape.numel()
     # Said to be uint64: of a list with a number from 2**63 on, NumPy makes floats, and seeds collide.
     key = np.array([seed % 2**64, (site << 40) + step], dtype=np.uint64)
-    generator = np.random.Philox(key=key, counter=[0, 0, 0, use])
-    bits = generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
-    return torch.from_numpy(-(bits >= drop).view(np.int8)).view(shape)
+    counter = np.array([0, 0, 0, use], dtype=np.uint64)
+    _of_thread.philox.state = _START | {"state": {"counter": counter, "key": key}}
+    bits = _of_thread.philox.random_raw(-(-count // 8)).view(np.uint8)[:count]
+    kept = np.greater_equal(bits, drop, out=bits.view(np.bool_)).view(np.int8)  # 1 or 0, where the bits were
+    return torch.from_numpy(np.negative(kept, out=kept)).view(shape)
 
 
 class _Masked(torch.autograd.Function):
