@@ -17,7 +17,12 @@ from tasks.base import Example, Task
 from tasks.share import Share
 
 POOL = 50  # batches whose examples are sorted by length together
-ROUND = 64  # M is filled up to a multiple of this: see `Sequences.filler`
+ROUND = 64  # M of a whole batch is filled up to a multiple of this: see `Sequences.filler`
+
+
+def filler_of(tokens: int, share: Share | None) -> int:
+    """What fills up M. Shares have fewer tokens, and so as few M's with a finer step; 16 suits libraries."""
+    return -tokens % (ROUND if share is None else max(16, ROUND // share.processes))
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Batch:
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of the sequences of several, in order, for the encoder: it has no labels."""
     counts = [sum(batch.sequences.lengths) for batch in batches]  # without each one's filler
-    filler, first = -sum(counts) % ROUND, batches[0]
+    first = batches[0]
+    filler = filler_of(sum(counts), first.share)
 
     def row(name: str) -> Tensor:
         tokens = [getattr(batch, name)[:count] for batch, count in zip(batches, counts, strict=True)]
@@ -157,7 +163,7 @@ class Dataset:
         if share is not None:
             whole = tuple(int(n) for side in self.sides for n in side.lengths(indices))
             places = tuple(s * len(indices) + i for s in range(len(self.sides)) for i in share.places)
-        filler = -sum(lengths) % ROUND
+        filler = filler_of(sum(lengths), share)
         nothing = np.zeros(filler, np.int32)
         input_ids = np.concatenate([*(side.input_ids[span] for side, span in spans), nothing])  # [M]
         token_type_ids = np.concatenate(

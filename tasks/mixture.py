@@ -87,7 +87,7 @@ class Mixture:
     With a temperature of infinity the tasks go round, as many turns for each. `together` has a step take a
     batch of each task whose turn has come, `alike` has a batch hold examples of nearly one length. Of several
     `processes` each has the same turns and a share of each batch, and takes no more than `most` examples at
-    once.
+    once. Shares are `apart` if no loss compares examples.
     """
 
     def __init__(
@@ -101,9 +101,10 @@ class Mixture:
         rank: int = 0,
         processes: int = 1,
         most: int | None = None,
+        apart: bool = False,
     ):
         self.datasets, self.batch_size, self.seed, self.alike = dict(datasets), batch_size, seed, alike
-        self.rank, self.processes, self.most = rank, processes, most
+        self.rank, self.processes, self.most, self.apart = rank, processes, most, apart
         self.batches = {name: -(-len(data) // batch_size) for name, data in self.datasets.items()}
         per_epoch = turns_per_epoch(self.batches, temperature)
         self.turns = TurnsTogether(per_epoch) if together else Turns(per_epoch)
@@ -149,9 +150,11 @@ class Mixture:
         return [{name: self.datasets[name].collate(*one) for name, one in piece.items()} for piece in pieces]
 
     def _pieces(self, chosen: Mapping[str, np.ndarray], most: int | None) -> list[Piece]:
-        shares = {name: Share(self.rank, self.processes, len(one)) for name, one in chosen.items()}
+        shares = {
+            name: Share(self.rank, self.processes, len(one), self.apart) for name, one in chosen.items()
+        }
         each = self.batch_size if most is None else max(1, most // len(chosen))
-        number = max(-(-len(share.places) // each) for share in shares.values())
+        number = max(-(-share.rounds // each) for share in shares.values())  # the same in all processes
         pieces = {name: share.pieces(number) if number > 1 else [share] for name, share in shares.items()}
         if number * self.processes == 1:
             pieces = dict.fromkeys(chosen, [None])  # the whole batch

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from shared_steps import CASES, STEPS, steps
 from small_runs import call, flags, left_behind, settings
 from stopped_runs import stopping
 
 import train
+from tasks.mixture import Mixture
 from tasks.share import Share
 from training.pairs import COMPARING
 from training.run import Run
@@ -112,3 +115,27 @@ def test_pieces_are_the_examples_of_their_share_once_each_and_count_by_their_num
     assert sorted(place for piece in working for place in piece.places) == list(range(count))
     assert sum(piece.weight for piece in pieces) == pytest.approx(1)
     assert all(piece.weight == len(piece.places) / count for piece in working)
+
+
+@given(processes=st.integers(1, 5), count=st.integers(1, 40))
+def test_shares_have_each_example_once_as_many_as_others_and_as_long_ones(processes: int, count: int):
+    share = Share(0, processes, count)
+    dealt = [share.dealt(rank) for rank in range(processes)]
+    assert sorted(place for one in dealt for place in one) == list(range(count))
+    assert {len(one) for one in dealt} <= {share.rounds - 1, share.rounds}
+    lengths = [100 - place for place in range(count)]
+    tokens = [sum(lengths[place] for place in one) for one in dealt]
+    if count % (2 * processes) == 0:  # whole rounds there and back
+        assert len(set(tokens)) == 1
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_processes_go_through_a_batch_in_the_same_number_of_pieces(most: int, tiny: Path, small_data: Path):
+    data = Run(settings(tiny, small_data, task="sts", method="lora")).data["train"]
+    plans = [Mixture(data, 5, seed=0, rank=rank, processes=2, most=most, apart=True) for rank in (0, 1)]
+    for step in range(5):
+        pieces = [plan.pieces_of(step) for plan in plans]
+        assert len(pieces[0]) == len(pieces[1])
+        shares = [piece["sts"].share for one in pieces for piece in one]
+        assert sum(share.weight for share in shares) == pytest.approx(1)
+        assert {share.processes for share in shares} == {2 * len(pieces[0])}

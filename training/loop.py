@@ -20,6 +20,7 @@ from training.errors import TrainingError, not_finite
 from training.evaluate import encode_once, predict, score
 from training.memory import give_back_memory, keep_freed_memory
 from training.optimizer import build_optimizer, lr_factor
+from training.pairs import COMPARING
 from training.processes import ALONE, Processes, others_there
 from training.recompute import recompute_layers
 from training.row_places import row_places
@@ -56,6 +57,7 @@ class Trainer:
             rank=processes.rank,
             processes=processes.count,
             most=config.micro_batch_size,
+            apart=config.loss not in COMPARING,
         )
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
@@ -196,9 +198,10 @@ class Trainer:
             losses = {name: batches[name].weight * loss for name, loss in losses.items()}
             self.scaler.scale(sum(self.loss_weights[name] * loss for name, loss in losses.items())).backward()
             total = {name: total[name] + loss.detach() for name, loss in losses.items()}
-        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        if len(pieces) > 1:  # else each process has computed all of it
-            total = {name: self.processes.sum(loss) for name, loss in total.items()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]  # of the same ones in all processes
+        apart = [total[name] for name, batch in batches.items() if batch.share and batch.share.apart]
+        self.processes.sum_all([*gradients, *apart])  # of the others each process has computed all
         return {name: loss.item() for name, loss in total.items()}
 
     def _trained_by(self, task: str) -> list[torch.nn.Parameter]:

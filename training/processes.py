@@ -10,7 +10,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -93,14 +93,13 @@ class Processes:
                 "processes, got others"
             )
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Each gradient becomes the sum over all processes; which parameters have one is the same in all."""
+    def sum_all(self, tensors: Sequence[Tensor]) -> None:
+        """Each becomes its sum over all processes, in place, by one all_reduce."""
         if self.alone:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 ALONE = Processes()
