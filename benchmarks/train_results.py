@@ -19,13 +19,7 @@ VARIANTS = {
     "peer, best": ("peer", "--settings", "best"),
 }
 PEER = "transformers + PEFT"
-LOOKS = {  # in the plot
-    OURS: ("ours", "#1f5fa8"),
-    "ours, adapters' dropout .1": ("ours, adapters' dropout .1", "#5b93cf"),
-    "ours, batches of like length": ("ours, batches of like length", "#a3c4e8"),
-    "peer, default": (f"{PEER}, as documented", "#b9b9b9"),
-    "peer, best": (f"{PEER}, best settings", "#7d7d7d"),
-}
+COLOURS = dict(zip(VARIANTS, ("#1f5fa8", "#5b93cf", "#a3c4e8", "#b9b9b9", "#7d7d7d"), strict=True))
 # FLOPs for each weight and token: forward 2, for the input's gradient 2, and for the weight's another 2.
 FLOPS = {"lora": 4, "dora": 4, "full": 6}
 COLUMNS = (
@@ -42,17 +36,26 @@ COLUMNS = (
 )
 
 
-def variants_of(method: str) -> list[str]:
+def variants_of(method: str, among: Sequence[str] = tuple(VARIANTS)) -> list[str]:
+    """Those of `among` that a method has; ours, which the others are compared with, in any case."""
+    has_adapters = METHODS[method].layer is not None
     return [
-        name for name, words in VARIANTS.items() if METHODS[method].layer or "--lora-dropout" not in words
+        name
+        for name, words in VARIANTS.items()
+        if (name in among or name == OURS) and (has_adapters or "--lora-dropout" not in words)
     ]
+
+
+def measured(rounds: Sequence[Round], method: str) -> list[str]:
+    """The variants of a method that have had their turns."""
+    return [name for name in VARIANTS if f"{method}: {name}" in rounds[0]]
 
 
 def check_alike(rounds: Sequence[Round], method: str) -> None:
     """Raises InputError unless all variants trained as many parameters on as many tokens."""
     for one in rounds:
         ours = one[f"{method}: {OURS}"]
-        for name in variants_of(method):
+        for name in measured(rounds, method):
             for key in ("tokens", "trainable_parameters"):
                 did = one[f"{method}: {name}"][key]
                 if did != ours[key]:
@@ -70,7 +73,7 @@ def rows(rounds: Sequence[Round], methods: Sequence[str], weights: int) -> list[
     lines = []
     for method in methods:
         check_alike(rounds, method)
-        for name in variants_of(method):
+        for name in measured(rounds, method):
             told = [one[f"{method}: {name}"] for one in rounds]
             ratio = paired(rounds, f"{method}: {name}", f"{method}: {OURS}", "epoch_seconds")
             shares = [
@@ -100,15 +103,15 @@ def plot(rounds: Sequence[Round], methods: Sequence[str], weights: int, path: Pa
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for i, method in enumerate(methods):
-        names = variants_of(method)
+        names = measured(rounds, method)
         width = 0.8 / len(names)
         for place, name in enumerate(names):
             rates = [one[f"{method}: {name}"]["tokens_per_second"] for one in rounds]
             middle = median(rates)
             ends = [[middle - min(rates)], [max(rates) - middle]]
-            label, colour = LOOKS[name]
+            label = name.replace("peer", "transformers + PEFT")
             told = label in axes.get_legend_handles_labels()[1]
-            look = {"color": colour, "label": None if told else label}
+            look = {"color": COLOURS[name], "label": None if told else label}
             axes.bar(i + (place + 0.5) * width, middle, width, yerr=ends, **look)
         precision = rounds[0][f"{method}: {OURS}"]["precision"]
         limit = median(one[RATES][precision] for one in rounds) / (FLOPS[method] * weights)

@@ -73,7 +73,7 @@ def measures(given: argparse.Namespace, model: str, data: Path) -> dict[str, Cal
 
     for method in given.methods:
         words = [*settings, "--method", method, "--lr", str(METHODS[method].lr)]
-        for name in variants_of(method):
+        for name in variants_of(method, given.variants):
             program, *own = VARIANTS[name]
             todo[f"{method}: {name}"] = partial(measure, program, [*words, *own])
     return todo
@@ -104,6 +104,15 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the folder of the task's files [the built-in data]")
     parser.add_argument("--task", choices=TASKS, default="sts")
     parser.add_argument("--methods", nargs="+", choices=FLOPS, default=list(FLOPS), metavar="METHOD")
+    variants = ", ".join(f'"{name}"' for name in VARIANTS)
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"some of {variants}; ours in any case [all]",
+    )
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help=f"a name, a folder or {RANDOM_BASE}")
     parser.add_argument("--examples", type=int, help="the first so many training rows [all]")
     parser.add_argument("--epochs", type=int, default=1, help="of each process (1)")
@@ -131,7 +140,7 @@ def main() -> int:
     from training.build import DEMO
 
     machine = describe(given.threads)
-    asked = ("task", "methods", "model", "examples", "epochs", "batch_size", "max_length")
+    asked = ("task", "methods", "variants", "model", "examples", "epochs", "batch_size", "max_length")
     source = (given.data or DEMO).absolute()
     about = {name: getattr(given, name) for name in asked} | {"data": source.name, "machine": machine}
     log = Log(log_beside(given.out), about)

@@ -85,7 +85,7 @@ def attribute(
 
 
 def attribute_example(
-    model: TaskModel, data: Dataset, target: int, tolerance: float = TOLERANCE
+    model: TaskModel, data: Dataset, target: int, tolerance: float = TOLERANCE, most: int = MOST
 ) -> Attribution:
     """Of a dataset's one example: what its words add to the probability of class `target`, or to the score.
 
@@ -101,7 +101,7 @@ def attribute_example(
             logits = model(data.task.name, batch)  # [k, C]
         return (logits.softmax(dim=1) if data.task.is_classification else logits)[:, target]
 
-    return attribute(f, x, x * framing(data)[:, None], tolerance)
+    return attribute(f, x, x * framing(data)[:, None], tolerance, most)
 
 
 @torch.no_grad()

@@ -150,6 +150,7 @@ def test_the_limit_is_the_products_at_the_machines_rate(method, flops):
 def test_full_has_no_adapters_to_drop():
     assert len(variants_of("full")) == len(VARIANTS) - 1
     assert variants_of("dora") == list(VARIANTS)
+    assert variants_of("dora", ["peer, best"]) == ["ours", "peer, best"]
 
 
 @pytest.mark.parametrize("changes", [{"tokens": 900}, {"trainable_parameters": 8}], ids=str)

@@ -138,7 +138,9 @@ def test_attributions_of_a_model_add_up_to_what_they_explain(kind: str, finished
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_on_fp64_the_sum_is_as_near_as_asked(kind: str, finished) -> None:
-    found = attribute_example(*finished(kind), target=0, tolerance=1e-6)
+    # Of |u - v| the gradient jumps where the sides are equal in a number: there the sum's error falls with
+    # the number of steps alone, not with its square.
+    found = attribute_example(*finished(kind), target=0, tolerance=1e-6, most=2**14)
     assert found.error <= 1e-6
     assert found.steps > 16
 
