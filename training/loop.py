@@ -77,6 +77,7 @@ class Trainer:
         self.step_seconds = 0.0
         self.best_weights: dict[str, Tensor] = {}
         self.stopped = Received()
+        self._told: int | None = None  # the signal that a process has told the others of in the last step
 
     @property
     def epoch(self) -> int:
@@ -201,7 +202,10 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]  # of the same ones in all processes
         apart = [total[name] for name, batch in batches.items() if batch.share and batch.share.apart]
-        self.processes.sum_all([*gradients, *apart])  # of the others each process has computed all
+        signals = self.processes.place(self.stopped.signum)
+        self.processes.sum_all([*gradients, *apart, signals])  # of other losses each has computed all
+        if not self.processes.alone:
+            self._told = int(signals.max())
         return {name: loss.item() for name, loss in total.items()}
 
     def _trained_by(self, task: str) -> list[torch.nn.Parameter]:
@@ -309,6 +313,7 @@ class Trainer:
 
     def _check_stopped(self) -> None:
         """Between the same two steps in all processes, whichever of them a signal came to."""
-        # One that comes while the processes agree is left for the next time: the others were told of none.
-        if signum := self.processes.largest(self.stopped.signum):
+        # One that comes after the others were told of none is left for the next time.
+        told, self._told = self._told, None
+        if signum := self.processes.largest(self.stopped.signum) if told is None else told:
             raise Interrupted(signum)

@@ -93,6 +93,12 @@ class Processes:
                 "processes, got others"
             )
 
+    def place(self, value: float) -> Tensor:
+        """[count], zeros but for this process's own; their sum has the value of each."""
+        values = torch.zeros(self.count, device="cpu" if self.alone else device_of_group())
+        values[self.rank] = value
+        return values
+
     def sum_all(self, tensors: Sequence[Tensor]) -> None:
         """Each becomes its sum over all processes, in place, by one all_reduce."""
         if self.alone:
