@@ -26,8 +26,16 @@ INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-poin
 class Rows(NamedTuple):
     """Which rows of a whole batch's tensor a process has, and which of the batch's uses this is."""
 
-    places: Tensor  # [rows of x]
+    first: int
+    beyond: Tensor | None  # how far behind the first each of them is; None if they follow one another
     use: int
+
+    @classmethod
+    def at(cls, places: np.ndarray, use: int) -> "Rows":
+        """Of rows at these places, the first of them foremost."""
+        beyond = places - places[0]
+        follow = beyond[-1] == len(places) - 1
+        return cls(int(places[0]), None if follow else torch.from_numpy(beyond), use)
 
 
 class DropoutKey:
@@ -80,14 +88,20 @@ _of_thread = _Generators()
 _START = np.random.Philox(0).state  # with nothing drawn yet
 
 
-def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int, use: int = 0) -> Tensor:
-    """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256."""
-    count = shape.numel()
+def keep_mask(
+    shape: torch.Size, drop: int, seed: int, step: int, site: int, use: int = 0, first_row: int = 0
+) -> Tensor:
+    """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256.
+
+    Of a larger tensor it is the mask of as many rows from `first_row` on.
+    """
+    block, skipped = divmod(first_row * shape[1:].numel() if first_row else 0, 32)  # a count draws 32 bytes
+    count = skipped + shape.numel()
     # Said to be uint64: of a list with a number from 2**63 on, NumPy makes floats, and seeds collide.
     key = np.array([seed % 2**64, (site << 40) + step], dtype=np.uint64)
-    counter = np.array([0, 0, 0, use], dtype=np.uint64)
+    counter = np.array([block, 0, 0, use], dtype=np.uint64)
     _of_thread.philox.state = _START | {"state": {"counter": counter, "key": key}}
-    bits = _of_thread.philox.random_raw(-(-count // 8)).view(np.uint8)[:count]
+    bits = _of_thread.philox.random_raw(-(-count // 8)).view(np.uint8)[skipped:count]
     kept = np.greater_equal(bits, drop, out=bits.view(np.bool_)).view(np.int8)  # 1 or 0, where the bits were
     return torch.from_numpy(np.negative(kept, out=kept)).view(shape)
 
@@ -134,12 +148,14 @@ class Dropout(nn.Dropout):
             return F.dropout(torch.ones_like(x), self.p).mul
         if self.drop == 256:
             return torch.zeros_like(x).mul
-        use, shape, places = self.key.next_use(self.site), x.shape, None
+        use, shape, first, beyond = self.key.next_use(self.site), x.shape, 0, None
         if self.key.rows is not None:
-            places, use = self.key.rows(self.name, x, use)
-            shape = torch.Size([int(places.max()) + 1, *x.shape[1:]])  # a row's mask is that of its place
-        mask = keep_mask(shape, self.drop, self.key.seed, self.key.step, self.site, use)
-        mask = mask if places is None else mask[places]
+            first, beyond, use = self.key.rows(self.name, x, use)
+        if beyond is not None:  # what follows the last of them, filler, may have any row's
+            beyond = torch.cat([beyond, beyond.new_zeros(len(x) - len(beyond))])
+            shape = torch.Size([int(beyond.max()) + 1, *x.shape[1:]])
+        mask = keep_mask(shape, self.drop, self.key.seed, self.key.step, self.site, use, first)
+        mask = mask if beyond is None else mask[beyond]
         return partial(masked, mask=mask, scale=256 / (256 - self.drop))
 
     def draw_rows(self, x: Tensor) -> Masking:

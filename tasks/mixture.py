@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 import numpy as np
 
 from tasks.data import Batch, Dataset, epoch_order, like_length
-from tasks.share import Share
+from tasks.share import Share, dealt
 
 Piece = dict[str, tuple[np.ndarray, Share | None]]  # task -> a batch's examples, and which of them are meant
 
@@ -150,11 +150,12 @@ class Mixture:
         return [{name: self.datasets[name].collate(*one) for name, one in piece.items()} for piece in pieces]
 
     def _pieces(self, chosen: Mapping[str, np.ndarray], most: int | None) -> list[Piece]:
+        chosen = {name: one[dealt(len(one))] for name, one in chosen.items()}
         shares = {
             name: Share(self.rank, self.processes, len(one), self.apart) for name, one in chosen.items()
         }
         each = self.batch_size if most is None else max(1, most // len(chosen))
-        number = max(-(-share.rounds // each) for share in shares.values())  # the same in all processes
+        number = max(-(-share.most // each) for share in shares.values())  # the same in all processes
         pieces = {name: share.pieces(number) if number > 1 else [share] for name, share in shares.items()}
         if number * self.processes == 1:
             pieces = dict.fromkeys(chosen, [None])  # the whole batch
@@ -165,7 +166,7 @@ class Mixture:
         if self._orders.get(name, (None,))[0] != epoch:
             self._orders[name] = (epoch, self._order(name, epoch))
         chosen = self._orders[name][1][index * self.batch_size : (index + 1) * self.batch_size]
-        # Order within a batch changes nothing but this: neighbours of like length pad less in attention.
+        # Order within a batch changes nothing but what each of several processes has.
         return self.datasets[name].longest_first(chosen)
 
     def _order(self, name: str, epoch: int) -> np.ndarray:

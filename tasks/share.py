@@ -1,19 +1,36 @@
 """A share of a batch, a process's or a piece of it, and the whole batch's values from all shares."""
 
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
 
+@cache
+def dealt(count: int) -> np.ndarray:
+    """The places of examples sorted by length, so that those of any run are about as long as any other's.
+
+    Like cards to two players, there and back again (0 3 4 7 ..., 1 2 5 6 ...), and each hand in the same way.
+    """
+    return _dealt(np.arange(count))
+
+
+def _dealt(places: np.ndarray) -> np.ndarray:
+    if len(places) <= 2:
+        return places
+    first = np.isin(np.arange(len(places)) % 4, (0, 3))
+    return np.concatenate([_dealt(places[first]), _dealt(places[~first])])
+
+
 @dataclass(frozen=True)
 class Share:
-    """Of a batch of B examples, longest first, what is dealt to one of several processes.
+    """Of a batch of B examples, `dealt`, the run that one of several processes has: as many as others.
 
-    They are dealt like cards, and every second round begins at the other end: so all have as many as others,
-    and as long ones. Where there are fewer examples than processes, one that has none of its own works on the
-    first, for nothing: all processes do the same steps.
+    Where there are fewer examples than processes, one that has none of its own works on the first, for
+    nothing: all processes do the same steps.
 
     A share may be `apart`: its loss is the mean over its own examples, and counts by their part of the batch.
     So are the pieces in which a share goes through the model, and all shares where the loss compares no
@@ -26,30 +43,30 @@ class Share:
     apart: bool = False
 
     def pieces(self, number: int) -> list["Share"]:
-        """As many shares apart: those of one process, where each has so many; as long ones in each."""
+        """As many shares apart: those of one process, where each has so many."""
         among = self.processes * number
-        return [Share(self.rank + self.processes * i, among, self.count, apart=True) for i in range(number)]
+        return [Share(self.rank * number + i, among, self.count, apart=True) for i in range(number)]
+
+    def run_of(self, rank: int) -> slice:
+        """Which examples of the batch are a process's."""
+        each, more = divmod(self.count, self.processes)  # the first ones have one more
+        return slice(rank * each + min(rank, more), (rank + 1) * each + min(rank + 1, more))
 
     @property
     def weight(self) -> float:
         """Of its loss in the batch's."""
-        return len(self.dealt(self.rank)) / self.count if self.apart else 1.0
-
-    def dealt(self, rank: int) -> list[int]:
-        """Which examples of the batch are a process's."""
-        ends = (rank, self.processes - 1 - rank)
-        places = [self.processes * i + ends[i % 2] for i in range(self.rounds)]
-        return [place for place in places if place < self.count]
+        own = self.run_of(self.rank)
+        return (own.stop - own.start) / self.count if self.apart else 1.0
 
     @property
-    def rounds(self) -> int:
+    def most(self) -> int:
         """The most examples that a process has."""
         return -(-self.count // self.processes)
 
     @property
     def places(self) -> list[int]:
         """Which examples of the batch are worked on."""
-        return self.dealt(self.rank) or [0]
+        return list(range(self.count))[self.run_of(self.rank)] or [0]
 
     def gather(self, x: Tensor) -> Tensor:
         """x [b, ...] of this process's examples -> [B, ...] of all; the gradient is that of its own alone.
@@ -59,14 +76,12 @@ class Share:
         """
         if self.apart:
             return x
-        padded = torch.cat([x.detach(), x.new_zeros(self.rounds - len(x), *x.shape[1:])])  # [rounds, ...]
+        padded = torch.cat([x.detach(), x.new_zeros(self.most - len(x), *x.shape[1:])])  # [most, ...]
         parts = [torch.empty_like(padded) for _ in range(self.processes)]
         torch.distributed.all_gather(parts, padded)
-        whole = x.new_empty(self.count, *x.shape[1:])  # [B, ...]
-        for rank, part in enumerate(parts):
-            places = self.dealt(rank)
-            whole[places] = part[: len(places)]
-        if mine := self.dealt(self.rank):
-            whole[mine] = x
-            return whole
-        return whole + 0 * x.sum()
+        runs = [self.run_of(rank) for rank in range(self.processes)]
+        parts = [part[: run.stop - run.start] for part, run in zip(parts, runs, strict=True)]
+        if not len(parts[self.rank]):
+            return torch.cat(parts) + 0 * x.sum()
+        parts[self.rank] = x
+        return torch.cat(parts)  # [B, ...]

@@ -6,6 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from kernels.dropout import Dropout, DropoutKey, install_dropout, keep_mask
@@ -106,6 +108,12 @@ class TestMask:
         assert torch.equal(
             keep_mask(torch.Size([5]), 99, 1, 2, 3), keep_mask(torch.Size([40]), 99, 1, 2, 3)[:5]
         )
+
+    @given(first=st.integers(0, 300), count=st.integers(1, 40), width=st.integers(1, 70))
+    def test_rows_from_the_middle_have_the_whole_tensors_mask(self, first: int, count: int, width: int):
+        whole = keep_mask(torch.Size([first + count, width]), 99, 1, 2, 3, use=4)
+        rows = keep_mask(torch.Size([count, width]), 99, 1, 2, 3, use=4, first_row=first)
+        assert torch.equal(rows, whole[first:])
 
 
 class TestLayer:

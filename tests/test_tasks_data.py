@@ -19,6 +19,7 @@ from tasks import QQP, SST, STS
 from tasks.base import Example, Task
 from tasks.data import POOL, Dataset, Features, epoch_order, like_length
 from tasks.mixture import Mixture
+from tasks.share import dealt
 
 WORDS = ["the", "a", "is", "not", "good", "bad", "film", "what", "how", "cat", "dog", "zebra"]
 
@@ -381,8 +382,8 @@ def test_each_pass_over_a_task_has_the_order_of_its_own_epoch(datasets):
                 assert set(batch.ids) == {f"{task}-{i}" for i in order[3 * index : 3 * index + 3]}
 
 
-def test_within_a_training_batch_the_longest_example_comes_first(datasets):
+def test_a_training_batch_is_sorted_by_length_and_dealt(datasets):
     plan = Mixture(datasets({"sts": 17}), batch_size=5, seed=0)
     for step in range(8):
         lengths = plan.batch(step)[1].sequences.lengths
-        assert list(lengths) == sorted(lengths, reverse=True)
+        assert list(lengths) == np.sort(lengths)[::-1][dealt(len(lengths))].tolist()

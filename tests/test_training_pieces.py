@@ -13,7 +13,7 @@ from stopped_runs import stopping
 
 import train
 from tasks.mixture import Mixture
-from tasks.share import Share
+from tasks.share import Share, dealt
 from training.pairs import COMPARING
 from training.run import Run
 
@@ -118,15 +118,24 @@ def test_pieces_are_the_examples_of_their_share_once_each_and_count_by_their_num
 
 
 @given(processes=st.integers(1, 5), count=st.integers(1, 40))
-def test_shares_have_each_example_once_as_many_as_others_and_as_long_ones(processes: int, count: int):
-    share = Share(0, processes, count)
-    dealt = [share.dealt(rank) for rank in range(processes)]
-    assert sorted(place for one in dealt for place in one) == list(range(count))
-    assert {len(one) for one in dealt} <= {share.rounds - 1, share.rounds}
-    lengths = [100 - place for place in range(count)]
-    tokens = [sum(lengths[place] for place in one) for one in dealt]
-    if count % (2 * processes) == 0:  # whole rounds there and back
-        assert len(set(tokens)) == 1
+def test_shares_have_each_example_once_and_as_many_as_others(processes: int, count: int):
+    runs = [Share(0, processes, count).run_of(rank) for rank in range(processes)]
+    assert [place for run in runs for place in range(count)[run]] == list(range(count))
+    assert {run.stop - run.start for run in runs} <= {count // processes, Share(0, processes, count).most}
+
+
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=70))
+def test_examples_are_dealt_so_that_the_halves_are_as_long(lengths: list[int]):
+    lengths = sorted(lengths, reverse=True)
+    order = dealt(len(lengths)).tolist()
+    assert sorted(order) == list(range(len(lengths)))
+    for parts in (2, 4, 8):
+        if len(lengths) % (2 * parts) == 0:  # whole rounds there and back
+            size = len(lengths) // parts
+            tokens = [
+                sum(lengths[i] for i in order[start : start + size]) for start in range(0, len(order), size)
+            ]
+            assert max(tokens) - min(tokens) <= max(lengths) - min(lengths)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -6,7 +6,6 @@ Letters: M tokens, S sequences, B examples, N heads, T the longest sequence of a
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kernels.dropout import Rows
@@ -22,26 +21,24 @@ def row_places(batches: Mapping[str, Batch]) -> Callable[[str, Tensor, int], Row
     """
     sequences = join(list(batches.values())).sequences
     blocks, whole = sequences.blocks, sequences.blocks_of_batch
-    tokens = token_places(sequences)
-    by_task = {task: token_places(batch.sequences) for task, batch in batches.items()}
+    tokens = token_rows(sequences)
+    by_task = {task: token_rows(batch.sequences) for task, batch in batches.items()}
 
     def rows(name: str, x: Tensor, use: int) -> Rows:
         parts = name.split(".")
         if x.dim() == 4:  # [S, N, T, T], a block after the other, and so again in another pass
             block = blocks[use % len(blocks)]
-            return Rows(torch.tensor(block.places), use // len(blocks) * whole + block.number)
+            return Rows.at(np.array(block.places), use // len(blocks) * whole + block.number)
         if parts[0] == "heads":  # [B, H]
-            return Rows(torch.tensor(batches[parts[1]].share.places), use)
-        mine = by_task[parts[parts.index("adapters") + 1]] if "adapters" in parts else tokens
-        return Rows(
-            torch.cat([mine, mine.new_zeros(len(x) - len(mine))]), use
-        )  # filler is as good as any row
+            return Rows.at(np.array(batches[parts[1]].share.places), use)
+        own = by_task[parts[parts.index("adapters") + 1]] if "adapters" in parts else tokens
+        return own._replace(use=use)
 
     return rows
 
 
-def token_places(sequences: Sequences) -> Tensor:
-    """Of each token of a share, without filler, its row in the whole batch's."""
+def token_rows(sequences: Sequences) -> Rows:
+    """Of a share's tokens. What comes behind them is filler, and as good as any row."""
     starts = np.cumsum((0, *sequences.whole))
     spans = [np.arange(starts[place], starts[place + 1]) for place in sequences.places]
-    return torch.from_numpy(np.concatenate(spans))
+    return Rows.at(np.concatenate(spans), use=0)
