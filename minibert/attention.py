@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from minibert.layers import Dropout, Linear, apply_all
+from minibert.layers import Dropout, Linear, apply_all, at_least_fp32
 from minibert.sequences import Sequences
 
 
@@ -23,7 +23,8 @@ class Attention(torch.autograd.Function):
         dQ = dS K,  dK = dSᵀ Q
 
     Q comes divided by √D. For the way back P is kept, and dropout's mask; the padded copies of Q, K, V and
-    P̃, which autograd would keep too, are made again, since copying is cheap and memory is not.
+    P̃, which autograd would keep too, are made again, since copying is cheap and memory is not. Softmax is in
+    fp32: in bf16 a CPU takes up to three times as long for it, and up to ten on the way back.
     """
 
     @staticmethod
@@ -35,10 +36,10 @@ class Attention(torch.autograd.Function):
         cells, probs, ctx.masks = grid.empty(q), [], []
         parts = zip(*map(grid.spread, (q, k, v)), grid.split(cells), strict=True)  # [S, N, T, D] each
         for block, (Q, K, V, out) in zip(sequences.blocks, parts, strict=True):
-            scores = Q @ K.mT  # [S, N, T, T]
+            scores = at_least_fp32(Q @ K.mT)  # [S, N, T, T]
             if block.beyond is not None:
-                scores += block.beyond.to(scores.dtype)
-            P = scores.softmax(dim=-1)  # [S, N, T, T]
+                scores += block.beyond
+            P = scores.softmax(dim=-1).to(q.dtype)  # [S, N, T, T]
             mask = dropout.draw(P)
             torch.matmul(mask(P), V, out=out)
             probs.append(P)
@@ -59,8 +60,8 @@ class Attention(torch.autograd.Function):
         ):
             dO *= block.asks.to(dO.dtype)  # queries past the end have none
             torch.matmul(mask(P).mT, dO, out=dV)
-            dP = mask(dO @ V.mT)  # [S, N, T, T]
-            dS = torch._softmax_backward_data(dP, P, -1, P.dtype)  # [S, N, T, T], summed in fp32
+            dP = at_least_fp32(mask(dO @ V.mT))  # [S, N, T, T]
+            dS = torch._softmax_backward_data(dP, P.to(dP.dtype), -1, dP.dtype).to(q.dtype)  # [S, N, T, T]
             torch.matmul(dS, K, out=dQ)
             torch.matmul(dS.mT, Q, out=dK)
         return *(grid.gather(cells, q) for cells in d_cells), None, None, None

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LANES = 32  # bf16 numbers in a CPU's widest register: softmax is slow over any other number of keys
-LARGEST = 32 * LANES**2  # S T² of a CPU's block of several sequences: so that its scores stay in the cache
+LANES = 16  # fp32 numbers in a CPU's widest register: softmax is slow over any other number of keys
+LARGEST = 2**15  # S T² of a CPU's block of several sequences: so that its scores stay in the cache
 
 
 def block_sizes(lengths: Sequence[int], on_cpu: bool) -> list[tuple[int, list[int]]]:

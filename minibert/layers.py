@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x itself where it is in fp32 or fp64, else in fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Linear(nn.Linear):
     """y = x Wᵀ + b, computed in the dtype of x whatever dtype the weight is kept in.
 

@@ -13,7 +13,7 @@ from minibert.layers import Dropout
 from minibert.sequences import Sequences
 
 HEADS, HIDDEN = 2, 6
-LENGTHS, FILLER = (3, 40, 8, 1, 33, 4, 64, 7, 6, 3), 2  # two blocks
+LENGTHS, FILLER = (3, 20, 8, 1, 17, 4, 32, 7, 6, 3), 2  # two blocks
 
 
 class FixedDropout(nn.Module):
@@ -40,12 +40,12 @@ def random_rows(seed: int) -> list[Tensor]:
 def by_sequence(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor]) -> Tensor:
     """The equation for one sequence and one head at a time, with PyTorch's gradients.
 
-    `masks` are those of the two blocks, of sequences of up to 32 tokens and of the others.
+    `masks` are those of the two blocks, of sequences of up to 16 tokens and of the others.
     """
     of_block = {mask.shape[-1]: list(mask) for mask in masks}  # T -> [N, T, T] for each sequence, in order
     size, first, out = HIDDEN // HEADS, 0, []
     for length in LENGTHS:
-        mask = of_block[32 if length <= 32 else 64].pop(0)
+        mask = of_block[16 if length <= 16 else 32].pop(0)
         rows, heads = slice(first, first + length), []
         for n in range(HEADS):
             columns = slice(n * size, (n + 1) * size)
