@@ -22,6 +22,7 @@ from training.config import Config
 from training.evaluate import encode_once
 from training.run_folder import check_unchanged, load_run
 
+MOST_TOKENS = 4096  # of a batch: a seventh faster than as many as a training step has
 # What a dataset of sentences alone is of: there is nothing to predict.
 TEXTS = Task("texts", {}, ("text",), "", num_outputs=1, label_range=(0, 0), loss="mse", metrics=())
 
@@ -73,7 +74,7 @@ class Encoder:
             return np.empty((0, self.hidden_size), np.float32)
         examples = [Example(str(i), (text,), None) for i, text in enumerate(texts)]
         data = Dataset(TEXTS, examples, self.tokenizer)
-        for _ in encode_once(self.model, data, torch.device("cpu")):
+        for _ in encode_once(self.model, data, torch.device("cpu"), most_tokens=MOST_TOKENS):
             pass
         vectors = data.features.vectors[0]  # [n, H]
         return (F.normalize(vectors) if normalize else vectors).numpy()

@@ -40,6 +40,7 @@ def encode_once(
     device: torch.device,
     among: np.ndarray | None = None,
     processes: Processes = ALONE,
+    most_tokens: int | None = None,
 ) -> Iterator[int]:
     """Give data the features of all its examples or those `among`, made by an encoder that never changes.
 
@@ -49,7 +50,7 @@ def encode_once(
     keep_freed_memory()
     among = np.arange(len(data)) if among is None else among
     features = Features(len(data), among, len(data.sides), model.bert.config.hidden_size)
-    batches = data.in_order_of_length(MOST_EXAMPLES, MOST_TOKENS[device.type], among)
+    batches = data.in_order_of_length(MOST_EXAMPLES, most_tokens or MOST_TOKENS[device.type], among)
     for indices, batch in processes.mine(batches):
         features.put(indices, model.encode(batch.to(device)))
         yield len(indices)
