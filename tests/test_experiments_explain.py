@@ -253,7 +253,7 @@ def test_what_is_longer_than_the_runs_limit_is_cut_and_said_to_be(
 
 def test_attributions_that_are_not_complete_are_said_not_to_be(finished, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("experiments.attribution.TOLERANCE", 0)
-    monkeypatch.setattr("experiments.attribution.attribute_example.__defaults__", (1e-12,))
+    monkeypatch.setattr("experiments.attribution.attribute_example.__defaults__", (1e-12, 1024))
     page, ended = page_of(finished("siamese"), tmp_path, "--text", ONE, "--pair", OTHER, "--nearest", 0)
     assert "This is NOT within the tolerance of 1e-12, and more steps are not tried." in Seen(page).text
     assert "1024 steps" in ended.out
