@@ -11,22 +11,28 @@ from torch import Tensor
 
 LANES = 16  # fp32 numbers in a CPU's widest register: softmax is slow over any other number of keys
 LARGEST = 2**15  # S T² of a CPU's block of several sequences: so that its scores stay in the cache
+SPARED = 2**13  # by how much S T² may grow where it spares a block: each costs a CPU twenty calls
 
 
 def block_sizes(lengths: Sequence[int], on_cpu: bool) -> list[tuple[int, list[int]]]:
     """T and the sequences of each block.
 
-    On a CPU those of one T go together, the next multiple of `LANES`, as many as `LARGEST` allows. On a GPU,
-    where every launch costs, all sequences do, and T is the longest's next multiple of 8: libraries keep a
-    kernel for every shape they meet.
+    On a CPU those of one T go together, the next multiple of `LANES`, as many as `LARGEST` allows, and few
+    with those of the next T above. On a GPU, where every launch costs, all sequences do, and T is the
+    longest's next multiple of 8: libraries keep a kernel for every shape they meet.
     """
     if not on_cpu:
         return [(next_multiple(max(lengths), 8), list(range(len(lengths))))]
     of_length: dict[int, list[int]] = {}
     for sequence, length in enumerate(lengths):
         of_length.setdefault(next_multiple(length, LANES), []).append(sequence)
+    taken, above = {}, 0
+    for T in sorted(of_length, reverse=True):
+        few = len(of_length[T]) * (above**2 - T**2) <= SPARED
+        above = above if few and above else T
+        taken.setdefault(above, []).extend(of_length[T])
     sizes = []
-    for T, sequences in of_length.items():
+    for T, sequences in taken.items():
         most = max(1, LARGEST // T**2)
         sizes += [(T, sequences[start : start + most]) for start in range(0, len(sequences), most)]
     return sizes
