@@ -22,7 +22,7 @@ TELLING = re.compile(r"avx|amx|fma$|f16c$|asimd|bf16|sve|i8mm")
 def describe(threads: int) -> dict[str, object]:
     """CPU, cores, threads, flags, versions. Imports no torch."""
     return {
-        "cpu": cpu_fact("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu(),
         "cores": cores(),
         "threads": threads,
         "flags": sorted(flag for flag in cpu_fact("flags").split() if TELLING.search(flag)),
@@ -30,6 +30,13 @@ def describe(threads: int) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
     }
+
+
+def cpu() -> str:
+    """Its name, and its make where that is told: of one name there are some twice as fast as others."""
+    name = cpu_fact("model name") or platform.processor() or platform.machine()
+    family, model = cpu_fact("cpu family"), cpu_fact("model")
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def cpu_fact(name: str) -> str:

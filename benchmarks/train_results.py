@@ -96,6 +96,12 @@ def rows(rounds: Sequence[Round], methods: Sequence[str], weights: int) -> list[
     return lines
 
 
+def rates_line(rounds: Sequence[Round]) -> str:
+    """How fast the machine multiplied: what the shares are shares of."""
+    bf16, fp32 = (median(one[RATES][dtype] for one in rounds) / 1e9 for dtype in ("bf16", "fp32"))
+    return f"matrix products: {bf16:.0f} GFLOP/s in bf16, {fp32:.0f} in fp32"
+
+
 def plot(rounds: Sequence[Round], methods: Sequence[str], weights: int, path: Path) -> None:
     """Real tokens a second, a bar for each variant of each method, below the rate of the products alone."""
     from matplotlib.figure import Figure

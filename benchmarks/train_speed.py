@@ -27,7 +27,7 @@ from benchmarks.flags import (
 )
 from benchmarks.machine import describe
 from benchmarks.tables import show
-from benchmarks.train_results import COLUMNS, FLOPS, RATES, VARIANTS, plot, rows, variants_of
+from benchmarks.train_results import COLUMNS, FLOPS, RATES, VARIANTS, plot, rates_line, rows, variants_of
 from benchmarks.turns import Log, run, run_json, take_turns
 from lora.methods import METHODS
 from minibert.errors import InputError
@@ -155,6 +155,7 @@ def main() -> int:
         rounds = take_turns(measures(given, str(model), data), given.rounds, log)
         weights = product_weights(model)
     show(COLUMNS, rows(rounds, given.methods, weights), machine, given.out)
+    print(rates_line(rounds))
     if given.plot:
         plot(rounds, given.methods, weights, given.plot)
     return 0

@@ -18,6 +18,7 @@ from benchmarks.train_results import (
     RATES,
     VARIANTS,
     check_alike,
+    rates_line,
     rows,
     share_of_limit,
     variants_of,
@@ -153,6 +154,10 @@ def test_full_has_no_adapters_to_drop():
     assert variants_of("dora", ["peer, best"]) == ["ours", "peer, best"]
 
 
+def test_the_rate_of_the_products_is_told():
+    assert rates_line(ROUNDS) == "matrix products: 4 GFLOP/s in bf16, 1 in fp32"
+
+
 @pytest.mark.parametrize("changes", [{"tokens": 900}, {"trainable_parameters": 8}], ids=str)
 def test_sides_that_did_not_do_the_same_are_not_compared(refusal, changes):
     unlike = ROUNDS[0] | {"lora: peer, best": measured([1.0], **changes)}
@@ -181,6 +186,7 @@ def test_it_measures_both_sides_once_and_writes_what_it_shows(tiny, small_data, 
         lines = list(csv.DictReader(file))
     assert [line["variant"] for line in lines] == list(VARIANTS)
     assert all(line[name] in ended.out for line in lines for name in COLUMNS)
+    assert ended.out.splitlines()[-1].startswith("matrix products: ")
     assert {line["threads"] for line in lines} == {"1"}
     assert picture.read_bytes().startswith(b"\x89PNG")
     about, *processes = map(json.loads, out.with_suffix(".jsonl").read_text().splitlines())

@@ -1,6 +1,8 @@
 """Measurements take turns, are compared within a round, and are taken once."""
 
 import json
+import platform
+import re
 from collections.abc import Callable
 
 import pytest
@@ -95,6 +97,8 @@ def test_the_machine_is_described_and_multiplies():
     told = describe(2)
     assert told["threads"] == 2
     assert told["cpu"]
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        assert re.search(r".\(family \d+, model \d+\)$", told["cpu"])
     rates = run_json(["-m", "benchmarks.machine"], 1)
     assert rates.keys() == {"fp32", "bf16"}
     assert min(rates.values()) > 0

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from kernels.dropout import Dropout as KeyedDropout
 from kernels.dropout import DropoutKey
 from minibert.attention import Attention
+from minibert.blocks import block_sizes
 from minibert.layers import Dropout
 from minibert.sequences import Sequences
 
 HEADS, HIDDEN = 2, 6
-LENGTHS, FILLER = (3, 20, 8, 1, 17, 4, 32, 7, 6, 3), 2  # two blocks
+LENGTHS, FILLER = (3, 20, 8, 1, 17, 4, 32, 7, 6, 3, 2, 5, 9, 16, 4), 2  # two blocks
+FEW = (3, 20, 8, 17)  # one, as the two short ones join the longer ones
 
 
 class FixedDropout(nn.Module):
@@ -30,22 +32,23 @@ class FixedDropout(nn.Module):
         return mask.mul
 
 
-def random_rows(seed: int) -> list[Tensor]:
+def random_rows(seed: int, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
     """q, k, v, [M, H] each."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (3, sum(LENGTHS) + FILLER, HIDDEN)
+    shape = (3, sum(lengths) + FILLER, HIDDEN)
     return list(torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_().unbind())
 
 
-def by_sequence(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor]) -> Tensor:
+def by_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], masks: list[Tensor]) -> Tensor:
     """The equation for one sequence and one head at a time, with PyTorch's gradients.
 
-    `masks` are those of the two blocks, of sequences of up to 16 tokens and of the others.
+    `masks` are those of the blocks, [S, N, T, T] each.
     """
-    of_block = {mask.shape[-1]: list(mask) for mask in masks}  # T -> [N, T, T] for each sequence, in order
+    blocks = zip(block_sizes(lengths, on_cpu=True), masks, strict=True)
+    of = {i: one for (_, members), mask in blocks for i, one in zip(members, mask, strict=True)}  # [N, T, T]
     size, first, out = HIDDEN // HEADS, 0, []
-    for length in LENGTHS:
-        mask = of_block[16 if length <= 16 else 32].pop(0)
+    for i, length in enumerate(lengths):
+        mask = of[i]
         rows, heads = slice(first, first + length), []
         for n in range(HEADS):
             columns = slice(n * size, (n + 1) * size)
@@ -57,10 +60,12 @@ def by_sequence(q: Tensor, k: Tensor, v: Tensor, masks: list[Tensor]) -> Tensor:
     return torch.cat([*out, torch.zeros(FILLER, HIDDEN, dtype=q.dtype)])
 
 
-def test_values_and_gradients_are_those_of_the_equation_sequence_by_sequence():
-    rows, dropout = random_rows(0), FixedDropout()
-    ours = Attention.apply(*rows, Sequences(LENGTHS, FILLER), HEADS, dropout)
-    theirs = by_sequence(*rows, dropout.masks)
+@pytest.mark.parametrize(("lengths", "blocks"), [(LENGTHS, 2), (FEW, 1)], ids=["two blocks", "one block"])
+def test_values_and_gradients_are_those_of_the_equation_sequence_by_sequence(lengths, blocks):
+    rows, dropout = random_rows(0, lengths), FixedDropout()
+    ours = Attention.apply(*rows, Sequences(lengths, FILLER), HEADS, dropout)
+    assert len(dropout.masks) == blocks
+    theirs = by_sequence(*rows, lengths, dropout.masks)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     weighing = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
     gradients = [torch.autograd.grad((out * weighing).sum(), rows) for out in (ours, theirs)]

@@ -14,6 +14,7 @@ from tiny_bert import TINY
 from tolerances import tolerance
 from torch import Tensor, nn
 
+from minibert.blocks import SPARED, block_sizes, next_multiple
 from minibert.model import Bert, BertConfig
 from minibert.pooling import POOLINGS
 from minibert.sequences import Sequences
@@ -416,7 +417,7 @@ class TestSequences:
 
     @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=25))
     @settings(deadline=None)
-    def test_blocks_hold_sequences_of_one_multiple_of_16_each_once(self, lengths: list[int]):
+    def test_blocks_hold_every_sequence_once(self, lengths: list[int]):
         blocks = Sequences(tuple(lengths), filler=3).blocks
         first_rows = [sum(lengths[:i]) for i in range(len(lengths))]
         found = []
@@ -427,7 +428,7 @@ class TestSequences:
                 own = lengths[i]
                 found.append(i)
                 assert T % 16 == 0
-                assert T - 16 < own <= T
+                assert own <= T
                 assert inside == [t < own for t in range(T)]
                 assert rows == [first_rows[i] + min(t, own - 1) for t in range(T)]
             assert (block.beyond is None) == block.inside.all()
@@ -435,6 +436,17 @@ class TestSequences:
             assert block.beyond is None or torch.equal(block.beyond[:, 0, 0].isneginf(), ~block.inside)
             assert torch.equal(block.asks[:, 0, :, 0], block.inside)
         assert sorted(found) == list(range(len(lengths)))
+
+    @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=60))
+    @settings(deadline=None)
+    def test_sequences_of_one_multiple_of_16_share_a_block_and_few_join_the_next(self, lengths: list[int]):
+        padded_to = {i: T for T, members in block_sizes(lengths, on_cpu=True) for i in members}
+        above = None
+        for least in sorted({next_multiple(length, 16) for length in lengths}, reverse=True):
+            members = [i for i, length in enumerate(lengths) if next_multiple(length, 16) == least]
+            joins = above is not None and len(members) * (above**2 - least**2) <= SPARED
+            above = above if joins else least
+            assert {padded_to[i] for i in members} == {above}
 
     @pytest.mark.parametrize(
         ("length", "most"), [(16, 128), (17, 32), (64, 8), (96, 3), (128, 2), (129, 1), (500, 1)]
