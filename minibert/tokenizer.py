@@ -8,6 +8,7 @@ import tokenizers
 
 from minibert.errors import InputError
 from minibert.files import read_json
+from minibert.verify import sha256
 
 
 class Encoded(NamedTuple):
@@ -19,6 +20,9 @@ class Encoded(NamedTuple):
 
 class Tokenizer:
     """Sentences or pairs to `Encoded`, at most `max_length` tokens; of a pair the longer side is cut first.
+
+    Attributes:
+        identity: two that are alike in it, and in `max_length`, make the same of a text.
 
     Raises:
         InputError: if `tokenizer.json` is missing or damaged, is not BERT's, or has ids beyond `vocab_size`.
@@ -40,6 +44,7 @@ class Tokenizer:
             if token not in vocab:
                 raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
         self.max_length, self.cls, self.sep = max_length, vocab["[CLS]"], vocab["[SEP]"]
+        self.identity = f"{sha256(path)} by tokenizers {tokenizers.__version__}"
         # The library's own truncation keeps all it cuts off, for pairs every piece of one side with every
         # piece of the other: two long texts would fill the memory. MiniLM's file also asks for padding.
         self._tokenizer.no_truncation()

@@ -4,7 +4,7 @@ Letters: M tokens, S sequences, B examples, H hidden size.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
+from tasks.packed import PackedTexts, Texts
 from tasks.share import Share
 
 POOL = 50  # batches whose examples are sorted by length together
@@ -29,8 +30,9 @@ def filler_of(tokens: int, share: Share | None) -> int:
 class Batch:
     """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides).
 
-    `pooled` is what the encoder makes of them, where that is known: see `Features`. With a `share` the
-    tokens are those of its examples, ids those of the whole batch, and so are labels unless it is apart.
+    `pooled` is what the encoder makes of them, where that is known: see `Features`; there are no tokens then.
+    With a `share` the tokens are those of its examples, ids those of the whole batch, and so are labels
+    unless it is apart.
     """
 
     ids: tuple[str, ...]
@@ -94,23 +96,6 @@ def join(batches: Sequence[Batch]) -> Batch:
     )
 
 
-class PackedTexts:
-    """Encoded texts end to end in two flat arrays: a few bytes a token, whatever their number."""
-
-    def __init__(self, texts: Sequence[str | tuple[str, str]], tokenizer: Tokenizer):
-        encoded = tokenizer(texts)
-        self.ends = np.cumsum([len(one.input_ids) for one in encoded])
-        total = int(self.ends[-1])
-        self.input_ids = np.fromiter((t for one in encoded for t in one.input_ids), np.int32, total)
-        self.token_type_ids = np.fromiter((t for one in encoded for t in one.token_type_ids), np.int8, total)
-
-    def lengths(self, indices: np.ndarray) -> np.ndarray:
-        return self.ends[indices] - np.where(indices > 0, self.ends[indices - 1], 0)
-
-    def span(self, index: int) -> slice:
-        return slice(self.ends[index - 1] if index else 0, self.ends[index])
-
-
 class Features:
     """The pooled vectors of some of a dataset's examples, in fp32 in main memory: S/B · H · 4 bytes each."""
 
@@ -131,14 +116,21 @@ class Features:
 class Dataset:
     """A split of a task, tokenized once, and encoded once where `features` are given to it."""
 
-    def __init__(self, task: Task, examples: Sequence[Example], tokenizer: Tokenizer, siamese: bool = False):
+    def __init__(
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        siamese: bool = False,
+        encode: Callable[[Texts, Tokenizer], PackedTexts] = PackedTexts.encode,
+    ):
         self.task = task
         self.examples = tuple(examples)
         if siamese:
-            self.sides = [PackedTexts([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
+            self.sides = [encode([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
         else:
             joined = [e.texts if len(e.texts) == 2 else e.texts[0] for e in examples]
-            self.sides = [PackedTexts(joined, tokenizer)]
+            self.sides = [encode(joined, tokenizer)]
         labelled = all(e.label is not None for e in examples)
         dtype = np.int64 if task.is_classification else np.float32
         self.labels = np.array([e.label for e in examples], dtype) if labelled else None  # [len]
@@ -157,20 +149,21 @@ class Dataset:
     def collate(self, indices: np.ndarray, share: Share | None = None) -> Batch:
         mine = indices if share is None else indices[share.places]
         labelled = mine if share is not None and share.apart else indices
-        spans = [(side, side.span(i)) for side in self.sides for i in mine]
-        lengths = tuple(int(span.stop - span.start) for _, span in spans)
+        lengths = tuple(length for side in self.sides for length in side.lengths(mine).tolist())
+        # What is encoded already needs no tokens.
+        spans = [(side, side.span(i)) for side in self.sides for i in mine] if self.features is None else []
         whole, places = (), ()
         if share is not None:
             whole = tuple(int(n) for side in self.sides for n in side.lengths(indices))
             places = tuple(s * len(indices) + i for s in range(len(self.sides)) for i in share.places)
-        filler = filler_of(sum(lengths), share)
+        filler = filler_of(sum(lengths), share) if spans else 0
         nothing = np.zeros(filler, np.int32)
         input_ids = np.concatenate([*(side.input_ids[span] for side, span in spans), nothing])  # [M]
         token_type_ids = np.concatenate(
             [*(side.token_type_ids[span] for side, span in spans), nothing]
         )  # [M]
         return Batch(
-            ids=tuple(self.examples[i].id for i in indices),
+            ids=tuple(self.examples[i].id for i in indices.tolist()),
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(token_type_ids),
             sequences=Sequences(lengths, filler, whole=whole, places=places),

@@ -22,6 +22,7 @@ from tasks.base import Example, Skipped, Task
 from tasks.data import Dataset
 from tasks.heads import Head
 from tasks.model import TaskModel
+from tasks.packed import encode_or_recall
 from tasks.reader import read_examples
 from training.config import Config, flag
 from training.precision import DTYPES
@@ -134,7 +135,7 @@ def build_tokenizer(config: Config, folder: Path) -> Tokenizer:
 
 
 def build_dataset(config: Config, task: Task, examples: list[Example], tokenizer: Tokenizer) -> Dataset:
-    return Dataset(task, examples, tokenizer, config.siamese(task))
+    return Dataset(task, examples, tokenizer, config.siamese(task), encode_or_recall)
 
 
 def load_encoder(config: Config, folder: Path) -> Bert:
