@@ -17,6 +17,7 @@ from minibert.tokenizer import Tokenizer
 
 LEAST = 2**12  # texts: fewer are tokenized in the time that a file takes
 MOST_FILES = 32  # of data sets, those used last
+VERSION = 1  # of what this project does to a text, such as where it is cut: another one makes other tokens
 KINDS = {"ends": (torch.int64, 1), "input_ids": (torch.int32, 1), "token_type_ids": (torch.int8, 1)}
 CHECK = {"sha256": (torch.uint8, 1)}  # of the three, kept beside them
 
@@ -70,13 +71,14 @@ def encode_or_recall(texts: Texts, tokenizer: Tokenizer) -> PackedTexts:
             keep(packed, path)
     with suppress(OSError):
         os.utime(path)
-        for old in sorted(folder.glob("*.safetensors"), key=lambda one: one.stat().st_mtime)[:-MOST_FILES]:
+        # All of them, so that what a killed process left half written goes in its turn.
+        for old in sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime)[:-MOST_FILES]:
             old.unlink(missing_ok=True)
     return packed
 
 
 def key(texts: Texts, tokenizer: Tokenizer) -> str:
-    decides = [tokenizer.identity, tokenizer.max_length, list(texts)]
+    decides = [VERSION, tokenizer.identity, tokenizer.max_length, list(texts)]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 

@@ -53,6 +53,12 @@ def test_the_second_time_they_are_read_and_are_the_same(texts: list, tokenizer: 
     assert [file.name for file in files(own_cache)] == [f"{key(texts, tokenizer)}.safetensors"]
 
 
+def test_another_version_of_this_project_makes_its_own(tokenizer: Counting, monkeypatch: pytest.MonkeyPatch):
+    before = key(TEXTS, tokenizer)
+    monkeypatch.setattr(packed, "VERSION", packed.VERSION + 1)
+    assert key(TEXTS, tokenizer) != before
+
+
 def test_few_texts_leave_no_file(tokenizer: Counting, own_cache: Path):
     assert_same(encode_or_recall(TEXTS[:1], tokenizer), PackedTexts.encode(TEXTS[:1], tokenizer))
     assert files(own_cache) == []
@@ -126,6 +132,9 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
 def test_those_used_last_are_kept(tokenizer: Counting, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(packed, "MOST_FILES", 2)
     sets = [[text, text] for text in TEXTS]
+    (own_cache / "tokens").mkdir(parents=True)
+    (own_cache / "tokens" / ".half.safetensors.1").touch()  # of a process that was killed
+    os.utime(own_cache / "tokens" / ".half.safetensors.1", (0, 0))
     for age, texts in ((30, sets[0]), (20, sets[1])):
         encode_or_recall(texts, tokenizer)
         path = own_cache / "tokens" / f"{key(texts, tokenizer)}.safetensors"
@@ -133,3 +142,4 @@ def test_those_used_last_are_kept(tokenizer: Counting, own_cache: Path, monkeypa
     encode_or_recall(sets[0], tokenizer)  # used again: now the younger one
     encode_or_recall(sets[2], tokenizer)
     assert {file.stem for file in files(own_cache)} == {key(sets[i], tokenizer) for i in (0, 2)}
+    assert {file.name for file in (own_cache / "tokens").iterdir()} == {one.name for one in files(own_cache)}
