@@ -1,4 +1,4 @@
-"""Checkpoint folders to measure with: a BERT of any shape, its weights random, its vocabulary MiniLM's."""
+"""Checkpoint folders to measure with: a BERT of any shape, its weights random."""
 
 import shutil
 from pathlib import Path
@@ -14,15 +14,21 @@ VOCABULARY = "all-MiniLM-L6-v2"  # its tokenizer is BERT's uncased one
 
 
 def write_random_model(folder: Path, config: BertConfig, seed: int = 0) -> Path:
-    """What is measured does not depend on the weights' values, so a shape needs no download."""
+    """Random weights with MiniLM's vocabulary, for programs that read texts."""
+    write_random_weights(folder, config, seed)
+    shutil.copyfile(resolve(VOCABULARY) / "tokenizer.json", folder / "tokenizer.json")
+    return folder
+
+
+def write_random_weights(folder: Path, config: BertConfig, seed: int = 0, std: float = 0.02) -> Path:
+    """Weights and config without a tokenizer: times do not depend on the values, so nothing is downloaded."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         bert = Bert(config)
         for parameter in bert.parameters():
             if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=std)
     save_bert(bert, folder)
-    shutil.copyfile(resolve(VOCABULARY) / "tokenizer.json", folder / "tokenizer.json")
     return folder
 
 

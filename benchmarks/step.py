@@ -33,26 +33,30 @@ CLS, SEP = 101, 102
 
 
 class RandomIds:
-    """In the place of a tokenizer: [CLS] ids [SEP] for any text, of `length` in all."""
+    """In the place of a tokenizer: [CLS] ids [SEP] for any text, of `length` in all or each of its own."""
 
-    def __init__(self, length: int, vocab_size: int):
+    def __init__(self, length: int | Sequence[int], vocab_size: int):
         self.length, self.vocab_size = length, vocab_size
         self.random = np.random.default_rng(0)
 
     def __call__(self, texts: Sequence) -> list[Encoded]:
-        words = self.random.integers(FIRST_WORD, self.vocab_size, (len(texts), self.length - 2))
-        return [Encoded([CLS, *row, SEP], [0] * self.length) for row in words.tolist()]
+        encoded = []
+        for length in np.broadcast_to(self.length, len(texts)).tolist():
+            words = self.random.integers(FIRST_WORD, self.vocab_size, length - 2).tolist()
+            encoded.append(Encoded([CLS, *words, SEP], [0] * length))
+        return encoded
 
 
-def build_trainer(config: Config, folder: Path) -> Trainer:
-    """A trainer whose every batch has batch_size examples of max_length tokens."""
-    config = complete(
-        replace(config, device="cpu", precision=choose_precision(config.precision, CPU)), folder
-    )
+def build_trainer(
+    config: Config, folder: Path, device: torch.device = CPU, lengths: Sequence[int] | None = None
+) -> Trainer:
+    """A trainer whose every batch has batch_size examples, of max_length tokens or of these lengths."""
+    precision = choose_precision(config.precision, device)
+    config = complete(replace(config, device=str(device), precision=precision), folder)
     examples = [Example(str(i), ("", ""), 5.0 * (i % 2)) for i in range(config.batch_size)]
-    ids = RandomIds(config.max_length, read_config(folder).vocab_size)
+    ids = RandomIds(lengths or config.max_length, read_config(folder).vocab_size)
     data = Dataset(TASKS["sts"], examples, ids)
-    return Trainer(config, build_model(config, folder), {"sts": data}, CPU)
+    return Trainer(config, build_model(config, folder), {"sts": data}, device)
 
 
 def main() -> None:

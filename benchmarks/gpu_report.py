@@ -1,0 +1,249 @@
+"""What a GPU day has found so far, as a long CSV, a Markdown page and a plot. Imports no torch."""
+
+import csv
+import importlib
+import importlib.util
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+COLUMNS = ("part", "case", "side", "measure", "value")
+SIDES = ("ours", "peer")
+BAD = ("failed", "error")  # outcomes of a test
+TINY = "Tiny shapes on a CPU: this shows that the command works. The times say nothing about a GPU."
+
+
+class Findings:
+    """What was measured, what was left out and why, and what failed.
+
+    Attributes:
+        told: (part, case) -> its measures; a training step's case ends with its side.
+        skipped: reason -> what it kept from being measured.
+        failed: what ended with an error -> why.
+        kernels: the lines of kernels.bench, the header first.
+    """
+
+    def __init__(self, tiny: bool):
+        self.tiny = tiny
+        self.told: dict[tuple[str, str], dict] = {}
+        self.skipped: dict[str, list[str]] = {}
+        self.failed: dict[str, str] = {}
+        self.kernels: list[dict[str, str]] = []
+
+    def add(self, part: str, case: str, measures: Mapping) -> None:
+        if "skipped" in measures:
+            self.skip(measures["skipped"], f"{part} {case}")
+        else:
+            self.told[part, case] = dict(measures)
+
+    def skip(self, reason: str, *what: str) -> None:
+        self.skipped.setdefault(reason, []).extend(what)
+
+    def part(self, name: str) -> dict[str, dict]:
+        return {case: measures for (part, case), measures in self.told.items() if part == name}
+
+    def pairs(self) -> dict[str, dict[str, dict]]:
+        """Of training steps: case -> side -> measures"""
+        found: dict[str, dict[str, dict]] = {}
+        for case, measures in self.part("steps").items():
+            shape, _, side = case.rpartition(" ")
+            found.setdefault(shape, {})[side] = measures
+        return found
+
+    def ratios(self) -> dict[str, float]:
+        """The peer's time over ours, where both were measured"""
+        return {
+            case: sides["peer"]["step_ms"] / sides["ours"]["step_ms"]
+            for case, sides in self.pairs().items()
+            if len(sides) == 2
+        }
+
+    def share(self, case: str, measures: Mapping) -> float | None:
+        """The matrix products' share of a step, if they ran at the rate of the large product."""
+        ceiling = self.part("ceilings").get(case.split()[2])
+        return ceiling and measures["tflop"] / (measures["step_ms"] / 1e3) / ceiling["tflop_per_s"]
+
+    def wrong(self) -> dict[str, str]:
+        """The checks that failed: losses that differ, tests that fail, and what ended with an error."""
+        found = {
+            f"losses of {method}": f"they differ by {one['difference']:.1e}, allowed {one['allowed']:.0e}"
+            for method, one in self.part("losses").items()
+            if one["verdict"] != "agree"
+        }
+        tests = self.part("tests").items()
+        found |= {name: one.get("reason", "failed") for name, one in tests if one["outcome"] in BAD}
+        return found | self.failed
+
+
+def csv_text(findings: Findings) -> str:
+    """A line for each number."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for (part, case), measures in findings.told.items():
+        shape, _, side = case.rpartition(" ") if part == "steps" else (case, "", "")
+        writer.writerows((part, shape, side, name, value) for name, value in measures.items())
+    writer.writerows(
+        ("steps", case, "peer/ours", "ratio", f"{one:.4f}") for case, one in findings.ratios().items()
+    )
+    writer.writerows(
+        ("skipped", what, "", "reason", why) for why, all_ in findings.skipped.items() for what in all_
+    )
+    writer.writerows(("failed", what, "", "reason", why) for what, why in findings.failed.items())
+    return text.getvalue()
+
+
+def kernels_text(findings: Findings) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(findings.kernels[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(findings.kernels)
+    return text.getvalue()
+
+
+def markdown(findings: Findings, state: str) -> str:
+    """The page; `state` says how much of the time is spent."""
+    facts = findings.part("facts").get("", {})
+    card = f"{facts.get('card', 'a GPU that did not answer')}"
+    parts = [f"# GPU day: {card}\n", f"{TINY}\n" if findings.tiny else "", f"{state}\n"]
+    parts += [table(("what", "result"), summary(findings))]
+    sections = {
+        "What failed": table(("what", "why"), list(findings.wrong().items())),
+        "Training steps": steps_table(findings),
+        "Losses on the device and on the CPU": losses_table(findings),
+        "Kernels": kernels_table(findings),
+        "Ceilings": ceilings_table(findings),
+        "Skipped": table(
+            ("reason", "what"), [(why, several(what)) for why, what in findings.skipped.items()]
+        ),
+        "Machine": table(("what", "value"), [(name, str(value)) for name, value in facts.items()]),
+    }
+    parts += [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return "\n".join(part for part in parts if part)
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Nothing where there are no lines"""
+    if not lines:
+        return ""
+    cells = [columns, ["---"] * len(columns), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in cells)
+
+
+def several(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def summary(findings: Findings) -> list[tuple[str, str]]:
+    """One screen: what agrees, what passed, how fast, what is missing."""
+    losses, ratios = findings.part("losses"), findings.ratios()
+    outcomes = Counter(one["outcome"] for one in findings.part("tests").values())
+    lines = [("tests that need a GPU", ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items()))]
+    if losses:
+        agree = sum(one["verdict"] == "agree" for one in losses.values())
+        worst = max(one["difference"] for one in losses.values())
+        told = f"{agree} of {len(losses)} methods agree with the CPU; largest difference {worst:.1e}"
+        lines.insert(0, ("losses", told))
+    if ratios:
+        spread = f"{median(ratios.values()):.2f} [{min(ratios.values()):.2f}, {max(ratios.values()):.2f}]"
+        faster = sum(one > 1 for one in ratios.values())
+        told = f"the peer takes {spread} times our time; we are faster in {faster} of {len(ratios)} cases"
+        lines.append(("training steps", told))
+        lines += [(f"- {case}", f"{one:.2f} times our time") for case, one in list(ratios.items())[:8]]
+    if findings.kernels:
+        lines.append(("kernels", f"{len(findings.kernels)} cases"))
+    skipped, wrong = sum(map(len, findings.skipped.values())), len(findings.wrong())
+    return [line for line in lines if line[1]] + [("failed", str(wrong)), ("skipped", str(skipped))]
+
+
+def steps_table(findings: Findings) -> str:
+    """Ours and, after the stroke, the peer's."""
+    columns = (
+        "case",
+        "peer/ours",
+        "ms",
+        "peak MiB",
+        "launches",
+        "GPU ms",
+        "waits",
+        "of products",
+        "first step s",
+    )
+    names = ("step_ms", "peak_mib", "launches", "gpu_ms", "waits")
+    ratios, lines = findings.ratios(), []
+    for case, sides in findings.pairs().items():
+        cells = [" / ".join(number(sides.get(side, {}).get(name)) for side in SIDES) for name in names]
+        shares = [findings.share(case, sides[side]) if side in sides else None for side in SIDES]
+        first = " / ".join(number(sides.get(side, {}).get("first_step_s")) for side in SIDES)
+        shown = " / ".join("-" if one is None else f"{one:.1%}" for one in shares)
+        lines.append((case, f"**{ratios[case]:.2f}**" if case in ratios else "-", *cells, shown, first))
+    note = "Each cell: ours / transformers + PEFT. A step is the median of several blocks of steps.\n\n"
+    return note + table(columns, lines) if lines else ""
+
+
+def number(value: float | None) -> str:
+    """Three digits or, of a large one, all before the point"""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def losses_table(findings: Findings) -> str:
+    names = ("verdict", "difference", "allowed", "first", "last")
+    return table(
+        ("method", *names),
+        [
+            (method, *(one[name] if name == "verdict" else f"{one[name]:.3g}" for name in names))
+            for method, one in findings.part("losses").items()
+        ],
+    )
+
+
+def ceilings_table(findings: Findings) -> str:
+    lines = [
+        (precision, f"{one['copy_gb_per_s']:.0f}", f"{one['tflop_per_s']:.4g}")
+        for precision, one in findings.part("ceilings").items()
+    ]
+    return table(("precision", "copy, GB/s", "matrix product, TFLOP/s"), lines)
+
+
+def kernels_table(findings: Findings) -> str:
+    """Medians over the shapes of a model; kernels.csv has each."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for line in findings.kernels:
+        groups.setdefault((line["model"], line["dtype"], line["tokens"], line["what"]), []).append(line)
+    lines = []
+    for names, several_ in groups.items():
+        cells = [middle(several_, f"{way}_gpu_us", "ours_gpu_us") for way in ("unfused", "PEFT")]
+        lines.append((*names, *cells, middle(several_, "at_least_us", "ours_gpu_us")))
+    columns = ("model", "dtype", "tokens", "what", "unfused/ours", "PEFT/ours", "least time/ours")
+    return table(columns, lines)
+
+
+def middle(lines: Sequence[Mapping[str, str]], name: str, against: str) -> str:
+    ratios = [float(line[name]) / float(line[against]) for line in lines if line[name]]
+    return f"{median(ratios):.2f}" if ratios else "-"
+
+
+def plot(findings: Findings, path: Path) -> None:
+    """A bar for each case: the peer's time over ours."""
+    ratios = findings.ratios()
+    figure = importlib.import_module("matplotlib.figure").Figure(
+        figsize=(8, 1.5 + 0.25 * len(ratios)), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    axes.barh(range(len(ratios)), list(ratios.values()), color="tab:blue")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(ratios)), list(ratios), fontsize=7)
+    axes.invert_yaxis()
+    card = findings.part("facts").get("", {}).get("card", "")
+    title = f"{card}{', tiny shapes' if findings.tiny else ''}: a training step"
+    axes.set(xlabel="time of transformers + PEFT / our time", title=title)
+    figure.savefig(path, dpi=110, format="png")
+
+
+def can_plot() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
