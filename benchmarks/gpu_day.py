@@ -12,6 +12,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -49,7 +50,7 @@ SHAPES = (
     ("fp16", "MiniLM", "equal"),
 )
 CHECKS = ("facts", "losses:lora", "losses:dora", "losses:full", "losses:frozen")
-OUT_OF_TIME = "out of time"
+OUT_OF_TIME, NOT_DONE = "out of time", "Not done yet"
 
 
 class Deadline:
@@ -135,19 +136,19 @@ class Day:
 
     def watch(self, children: Sequence[Child], seconds: float, add: Callable[[dict], None]) -> None:
         """Until all have ended or the time is over; then none is left running."""
-        until, saved = self.deadline.spent() + seconds, 0.0
+        until, unsaved, saved = self.deadline.spent() + seconds, 0, -math.inf
         try:
             while any(child.process.poll() is None for child in children) and self.deadline.spent() < until:
-                new = self.collect(children, add)
-                if new and self.deadline.spent() > saved + 1:
-                    self.save("Not done yet")
-                    saved = self.deadline.spent()
+                unsaved += self.collect(children, add)
+                if unsaved and self.deadline.spent() > saved + 1:  # seconds
+                    self.save(NOT_DONE)
+                    unsaved, saved = 0, self.deadline.spent()
                 time.sleep(0.1)
         finally:
             for child in children:
                 child.end()
             self.collect(children, add)
-        self.save("Not done yet")
+        self.save(NOT_DONE)
 
     def collect(self, children: Sequence[Child], add: Callable[[dict], None]) -> int:
         """Add what the children have written since; how many lines."""
@@ -172,7 +173,7 @@ class Day:
 
         if not self.findings.ratios():
             self.findings.skip("no training step was measured on both sides", "gpu_day.png")
-        elif not gpu_report.can_plot():
+        elif not installed("matplotlib"):
             self.findings.skip("matplotlib is not installed", "gpu_day.png")
         else:
             with replacing(self.out / "gpu_day.png") as temporary:
@@ -292,6 +293,7 @@ def read_kernels(day: Day, child: Child, what: str, seconds: float) -> None:
     else:
         with open(child.output.with_suffix(".csv"), newline="", encoding="utf-8") as file:
             day.findings.kernels += csv.DictReader(file)
+        day.save(NOT_DONE)
 
 
 def half(findings: gpu_report.Findings) -> str:
@@ -358,7 +360,7 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:  # an earlier day's would pass for this one's
         (given.out / name).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="gpu_day.") as scratch:
+    with tempfile.TemporaryDirectory(prefix="gpu_day.", ignore_cleanup_errors=True) as scratch:
         return run(Day(given.out.absolute(), deadline, Path(scratch), given.tiny))
 
 

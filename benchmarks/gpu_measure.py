@@ -323,15 +323,15 @@ def main() -> None:
     given = parser.parse_args()
     device = CPU if given.tiny else torch.device("cuda")
     place = Place(device, TINY if given.tiny else REAL, given.scratch)
-    longest = 0.0
+    took = 0.0
     for item in given.items:
         began = time.time()
-        if began + longest > given.until:
-            break  # what is left would be cut off halfway
+        if began + took > given.until:
+            break  # the next one would be cut off halfway, if it takes as long as the last
         faulthandler.dump_traceback_later(ITEM_LIMIT, exit=True)
         told = measure(item, place)
         write(item=item, **told)
-        longest = max(longest, time.time() - began)
+        took = time.time() - began
     faulthandler.cancel_dump_traceback_later()
 
 

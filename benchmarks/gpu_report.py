@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import importlib.util
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -243,7 +242,3 @@ def plot(findings: Findings, path: Path) -> None:
     title = f"{card}{', tiny shapes' if findings.tiny else ''}: a training step"
     axes.set(xlabel="time of transformers + PEFT / our time", title=title)
     figure.savefig(path, dpi=110, format="png")
-
-
-def can_plot() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None

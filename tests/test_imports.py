@@ -217,6 +217,8 @@ def test_the_check_sees_imports_wherever_they_stand(code: str, found: str):
         (["-m", "benchmarks.startup", "--help"], 0),
         (["-m", "benchmarks.scaling", "--help"], 0),
         (["-m", "benchmarks.scaling", "--steps", "0"], 2),
+        (["-m", "benchmarks.gpu_day", "--help"], 0),
+        (["-m", "benchmarks.gpu_day", "--out", "x", "--seconds", "5"], 2),
         (["-m", "benchmarks.faults", "--help"], 0),
         (["-m", "benchmarks.faults", "--kills", "-1"], 2),
         (["-m", "kernels.roofline", "--help"], 0),
