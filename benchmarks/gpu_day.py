@@ -199,10 +199,12 @@ def measure(day: Day, items: Sequence[str], kept: float) -> None:
         if child.cut_off or child.process.returncode == 0:
             break
         failures = failures + 1 if len(left) == before else 1
-        day.findings.failed[left.pop(0) if left else child.name] = child.why()
+        day.findings.failed[left.pop(0).replace(":", " ") if left else child.name] = child.why()
     if left:
         many = f"{MOST_FAILURES} failed one after another"
-        day.findings.skip(many if failures == MOST_FAILURES else OUT_OF_TIME, *left)
+        day.findings.skip(
+            many if failures == MOST_FAILURES else OUT_OF_TIME, *(item.replace(":", " ") for item in left)
+        )
 
 
 def start_measuring(day: Day, items: Sequence[str], seconds: float) -> Child:
@@ -232,11 +234,14 @@ def test(day: Day) -> None:
     files = gpu_tests.test_files(ROOT / "tests")
     chosen = [files[0], "-k", "zeros or magnitude"] if day.tiny else files
     settings = {"GPU_DAY_SECONDS": str(round(seconds) + 5)} | ({"TRITON_INTERPRET": "1"} if day.tiny else {})
-    command = ["-m", "pytest", "-p", "no:cacheprovider", "-p", "benchmarks.gpu_tests", *chosen]
+    # A file that cannot be imported must not keep the others from running.
+    options = ["-p", "no:cacheprovider", "-p", "benchmarks.gpu_tests", "--continue-on-collection-errors"]
     children = []
     for i in range(shares):
         each = settings | {"GPU_DAY_SHARE": f"{i}/{shares}"}
-        children.append(day.start(f"tests-{i}", command, max(1, cores() // shares), **each))
+        children.append(
+            day.start(f"tests-{i}", ["-m", "pytest", *options, *chosen], max(1, cores() // shares), **each)
+        )
     day.watch(children, seconds, lambda line: day.findings.add("tests", line.pop("item"), line))
     for child in children:
         if child.cut_off:

@@ -100,7 +100,7 @@ def test_when_the_time_is_over_nothing_is_started_and_all_is_said(clock, day):
     assert day.children == []
     text = (day.out / "report.md").read_text()
     assert "out of time" in text
-    for what in ("losses:lora", "tests that need a GPU", "kernels.bench"):
+    for what in ("losses lora", "tests that need a GPU", "kernels.bench"):
         assert what in csv_text(day.findings)
 
 
@@ -110,7 +110,7 @@ def test_a_process_that_takes_too_long_is_ended_and_what_it_measured_is_kept(day
     day.deadline = Deadline(gpu_day.RESERVE + 4)
     measure(day, ["facts", "losses:lora", "losses:dora"], kept=0)
     assert day.findings.told == {("facts", ""): {"value": 1}}
-    assert day.findings.skipped == {"out of time": ["losses:lora", "losses:dora"]}
+    assert day.findings.skipped == {"out of time": ["losses lora", "losses dora"]}
     assert day.children[0].process.returncode == -signal.SIGKILL
     assert day.findings.wrong() == {}
 
@@ -120,9 +120,9 @@ def test_an_item_that_fails_is_reported_and_the_others_are_measured(day, monkeyp
     scripted(monkeypatch, fail)
     items = ["facts:1", "facts:2", "facts:3"]
     assert run(day, [lambda day: measure(day, items, 0)]) == 1
-    assert day.findings.failed == {"facts:2": "no such kernel (exit 1)"}
+    assert day.findings.failed == {"facts 2": "no such kernel (exit 1)"}
     assert set(day.findings.told) == {("facts", "1"), ("facts", "3")}
-    assert "| facts:2 | no such kernel (exit 1) |" in (day.out / "report.md").read_text()
+    assert "| facts 2 | no such kernel (exit 1) |" in (day.out / "report.md").read_text()
     assert "error: no such kernel" in (day.out / "log.txt").read_text()
 
 
@@ -130,7 +130,7 @@ def test_when_several_items_in_a_row_fail_the_rest_is_not_tried(day, monkeypatch
     scripted(monkeypatch, "sys.exit('error: no GPU answers')")
     measure(day, [f"facts:{i}" for i in range(8)], kept=0)
     assert len(day.children) == len(day.findings.failed) == gpu_day.MOST_FAILURES
-    assert day.findings.skipped == {"3 failed one after another": [f"facts:{i}" for i in range(3, 8)]}
+    assert day.findings.skipped == {"3 failed one after another": [f"facts {i}" for i in range(3, 8)]}
 
 
 def test_an_item_that_hangs_is_ended_and_the_others_are_measured(day, monkeypatch):
