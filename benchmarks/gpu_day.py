@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from benchmarks import gpu_report, gpu_tests
@@ -32,7 +33,7 @@ from training.cli import Parser
 from training.exit import run_command
 
 FILES = ("report.md", "gpu_day.csv", "kernels.csv", "gpu_day.png", "log.txt")
-RESERVE = 5.0  # seconds for the last report and its plot
+RESERVE = 8.0  # seconds for the last report and its plot
 SHORTEST = 12.0  # a process that has less does not get past its imports
 LOGGED = 2**14  # bytes of the end of each process's output
 MOST_FAILURES = 3  # in a row: then the rest of the part is not tried
@@ -109,10 +110,9 @@ class Child:
     def why(self) -> str:
         """One line: how it ended."""
         said = self.tail()
-        hung = "Timeout (" in said  # faulthandler's; where it hung is in the log
-        return (
-            "an item took too long; log.txt has where" if hung else why_ended(self.process.returncode, said)
-        )
+        if "Timeout (" in said:  # faulthandler's first word
+            return "an item took too long; log.txt has where"
+        return why_ended(self.process.returncode, said)
 
 
 class Day:
@@ -173,11 +173,12 @@ class Day:
 
         if not self.findings.ratios():
             self.findings.skip("no training step was measured on both sides", "gpu_day.png")
-        elif not installed("matplotlib"):
-            self.findings.skip("matplotlib is not installed", "gpu_day.png")
-        else:
+            return
+        try:
             with replacing(self.out / "gpu_day.png") as temporary:
                 gpu_report.plot(self.findings, temporary)
+        except ImportError as error:
+            self.findings.skip(f"matplotlib cannot be imported: {error}", "gpu_day.png")
 
 
 def measure(day: Day, items: Sequence[str], kept: float) -> None:
@@ -201,10 +202,8 @@ def measure(day: Day, items: Sequence[str], kept: float) -> None:
         failures = failures + 1 if len(left) == before else 1
         day.findings.failed[left.pop(0).replace(":", " ") if left else child.name] = child.why()
     if left:
-        many = f"{MOST_FAILURES} failed one after another"
-        day.findings.skip(
-            many if failures == MOST_FAILURES else OUT_OF_TIME, *(item.replace(":", " ") for item in left)
-        )
+        reason = f"{MOST_FAILURES} failed one after another" if failures == MOST_FAILURES else OUT_OF_TIME
+        day.findings.skip(reason, *(item.replace(":", " ") for item in left))
 
 
 def start_measuring(day: Day, items: Sequence[str], seconds: float) -> Child:
@@ -217,7 +216,7 @@ def start_measuring(day: Day, items: Sequence[str], seconds: float) -> Child:
 def check(day: Day) -> None:
     """The card, the losses, the ceilings."""
     precisions = ("fp32",) if day.tiny else ("bf16", "fp16", "fp32")
-    measure(day, [*CHECKS, *(f"ceilings:{name}" for name in precisions)], kept=0.75)
+    measure(day, [*CHECKS, *(f"ceilings:{name}" for name in precisions)], kept=0.7)
 
 
 def test(day: Day) -> None:
@@ -236,12 +235,11 @@ def test(day: Day) -> None:
     settings = {"GPU_DAY_SECONDS": str(round(seconds) + 5)} | ({"TRITON_INTERPRET": "1"} if day.tiny else {})
     # A file that cannot be imported must not keep the others from running.
     options = ["-p", "no:cacheprovider", "-p", "benchmarks.gpu_tests", "--continue-on-collection-errors"]
-    children = []
-    for i in range(shares):
-        each = settings | {"GPU_DAY_SHARE": f"{i}/{shares}"}
-        children.append(
-            day.start(f"tests-{i}", ["-m", "pytest", *options, *chosen], max(1, cores() // shares), **each)
-        )
+    command, threads = ["-m", "pytest", *options, *chosen], max(1, cores() // shares)
+    children = [
+        day.start(f"tests-{i}", command, threads, GPU_DAY_SHARE=f"{i}/{shares}", **settings)
+        for i in range(shares)
+    ]
     day.watch(children, seconds, lambda line: day.findings.add("tests", line.pop("item"), line))
     for child in children:
         if child.cut_off:
@@ -268,25 +266,25 @@ def train(day: Day) -> None:
 
 def time_kernels(day: Day) -> None:
     """kernels.bench, which writes when it is done: a process for each model, its layers first."""
-    cases = [(model, tokens, kind) for kind in ("layers", "operations")
-             for model, tokens in (("BERT-base", "4096"), ("MiniLM", "1280"))]  # fmt: skip
-    for model, tokens, kind in cases:
+    for kind, (model, tokens) in product(
+        ("layers", "operations"), (("BERT-base", "4096"), ("MiniLM", "1280"))
+    ):
         what = f"kernels.bench of {model}, {kind}"
         seconds = day.deadline.limit(kept=0)
         if day.tiny or seconds < SHORTEST:
             day.findings.skip("kernels.bench needs a GPU" if day.tiny else OUT_OF_TIME, what)
             continue
         name = f"kernels-{model}-{kind}"
-        command = ["-m", "kernels.bench", "--models", model, "--kinds", kind, "--tokens", tokens]
-        command += [
-            "--dtype",
-            half(day.findings),
-            "--repeats",
-            "15",
-            "--csv",
-            str(day.scratch / f"{name}.csv"),
-        ]
-        read_kernels(day, day.start(name, command, cores()), what, seconds)
+        flags = {
+            "models": model,
+            "kinds": kind,
+            "tokens": tokens,
+            "dtype": half(day.findings),
+            "repeats": "15",
+        }
+        flags["csv"] = str(day.scratch / f"{name}.csv")
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
+        read_kernels(day, day.start(name, ["-m", "kernels.bench", *words], cores()), what, seconds)
 
 
 def read_kernels(day: Day, child: Child, what: str, seconds: float) -> None:
@@ -326,11 +324,11 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         "--seconds", type=int, default=360, help="all of it takes no longer; 540 for all (360)"
     )
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU, to see that it works")
-    given = parser.parse_args(arguments)
-    check_least(seconds=(given.seconds, 30))
-    if given.out.exists() and not (given.out.is_dir() and os.access(given.out, os.W_OK)):
-        raise InputError(f"--out: expected a folder that can be written, got {given.out}")
-    return given
+    options = parser.parse_args(arguments)
+    check_least(seconds=(options.seconds, 30))
+    if options.out.exists() and not (options.out.is_dir() and os.access(options.out, os.W_OK)):
+        raise InputError(f"--out: expected a folder that can be written, got {options.out}")
+    return options
 
 
 def check_cuda() -> None:
@@ -344,10 +342,12 @@ def run(day: Day, parts: Sequence[Callable[[Day], None]] = PARTS) -> int:
     """Every part, the files, and the exit code."""
     state = "Interrupted"
     try:
+        day.save(NOT_DONE)
         for part in parts:
             print(f"{day.deadline.spent():4.0f} s  {part.__name__}", flush=True)
             part(day)
         state = "Done"
+        day.save(state)
         day.plot()
     finally:
         day.save(state)
@@ -358,15 +358,15 @@ def run(day: Day, parts: Sequence[Callable[[Day], None]] = PARTS) -> int:
 
 
 def main() -> int:
-    given = parse_flags(sys.argv[1:])
-    deadline = Deadline(given.seconds)
-    if not given.tiny:
+    options = parse_flags(sys.argv[1:])
+    deadline = Deadline(options.seconds)
+    if not options.tiny:
         check_cuda()
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     for name in FILES:  # an earlier day's would pass for this one's
-        (given.out / name).unlink(missing_ok=True)
+        (options.out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu_day.", ignore_cleanup_errors=True) as scratch:
-        return run(Day(given.out.absolute(), deadline, Path(scratch), given.tiny))
+        return run(Day(options.out.absolute(), deadline, Path(scratch), options.tiny))
 
 
 if __name__ == "__main__":

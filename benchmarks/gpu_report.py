@@ -11,6 +11,9 @@ from statistics import median
 COLUMNS = ("part", "case", "side", "measure", "value")
 SIDES = ("ours", "peer")
 BAD = ("failed", "error")  # outcomes of a test
+# Columns of a training step's table, and what they show.
+STEP = {"ms": "step_ms", "peak MiB": "peak_mib", "launches": "launches", "GPU ms": "gpu_ms", "waits": "waits",
+        "first step s": "first_step_s"}  # fmt: skip
 TINY = "Tiny shapes on a CPU: this shows that the command works. The times say nothing about a GPU."
 
 
@@ -18,7 +21,7 @@ class Findings:
     """What was measured, what was left out and why, and what failed.
 
     Attributes:
-        told: (part, case) -> its measures; a training step's case ends with its side.
+        measured: (part, case) -> its measures; a training step's case ends with its side.
         skipped: reason -> what it kept from being measured.
         failed: what ended with an error -> why.
         kernels: the lines of kernels.bench, the header first.
@@ -26,7 +29,7 @@ class Findings:
 
     def __init__(self, tiny: bool):
         self.tiny = tiny
-        self.told: dict[tuple[str, str], dict] = {}
+        self.measured: dict[tuple[str, str], dict] = {}
         self.skipped: dict[str, list[str]] = {}
         self.failed: dict[str, str] = {}
         self.kernels: list[dict[str, str]] = []
@@ -35,13 +38,13 @@ class Findings:
         if "skipped" in measures:
             self.skip(measures["skipped"], f"{part} {case}")
         else:
-            self.told[part, case] = dict(measures)
+            self.measured[part, case] = dict(measures)
 
     def skip(self, reason: str, *what: str) -> None:
         self.skipped.setdefault(reason, []).extend(what)
 
     def part(self, name: str) -> dict[str, dict]:
-        return {case: measures for (part, case), measures in self.told.items() if part == name}
+        return {case: measures for (part, case), measures in self.measured.items() if part == name}
 
     def pairs(self) -> dict[str, dict[str, dict]]:
         """Of training steps: case -> side -> measures"""
@@ -67,12 +70,15 @@ class Findings:
     def wrong(self) -> dict[str, str]:
         """The checks that failed: losses that differ, tests that fail, and what ended with an error."""
         found = {
-            f"losses of {method}": f"they differ by {one['difference']:.1e}, allowed {one['allowed']:.0e}"
-            for method, one in self.part("losses").items()
-            if one["verdict"] != "agree"
+            f"losses of {method}": "they differ by {difference:.1e}, allowed {allowed:.0e}".format(**measures)
+            for method, measures in self.part("losses").items()
+            if measures["verdict"] != "agree"
         }
-        tests = self.part("tests").items()
-        found |= {name: one.get("reason", "failed") for name, one in tests if one["outcome"] in BAD}
+        found |= {
+            name: measures.get("reason", "failed")
+            for name, measures in self.part("tests").items()
+            if measures["outcome"] in BAD
+        }
         return found | self.failed
 
 
@@ -81,7 +87,7 @@ def csv_text(findings: Findings) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for (part, case), measures in findings.told.items():
+    for (part, case), measures in findings.measured.items():
         shape, _, side = case.rpartition(" ") if part == "steps" else (case, "", "")
         writer.writerows((part, shape, side, name, value) for name, value in measures.items())
     writer.writerows(
@@ -105,7 +111,7 @@ def kernels_text(findings: Findings) -> str:
 def markdown(findings: Findings, state: str) -> str:
     """The page; `state` says how much of the time is spent."""
     facts = findings.part("facts").get("", {})
-    card = f"{facts.get('card', 'a GPU that did not answer')}"
+    card = facts.get("card", "a GPU that did not answer")
     parts = [f"# GPU day: {card}\n", f"{TINY}\n" if findings.tiny else "", f"{state}\n"]
     parts += [table(("what", "result"), summary(findings))]
     sections = {
@@ -138,49 +144,40 @@ def several(names: Sequence[str], most: int = 4) -> str:
 
 def summary(findings: Findings) -> list[tuple[str, str]]:
     """One screen: what agrees, what passed, how fast, what is missing."""
-    losses, ratios = findings.part("losses"), findings.ratios()
-    outcomes = Counter(one["outcome"] for one in findings.part("tests").values())
-    lines = [("tests that need a GPU", ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items()))]
+    lines, losses, ratios = [], list(findings.part("losses").values()), findings.ratios()
     if losses:
-        agree = sum(one["verdict"] == "agree" for one in losses.values())
-        worst = max(one["difference"] for one in losses.values())
-        told = f"{agree} of {len(losses)} methods agree with the CPU; largest difference {worst:.1e}"
-        lines.insert(0, ("losses", told))
+        agree = sum(measures["verdict"] == "agree" for measures in losses)
+        largest = max(measures["difference"] for measures in losses)
+        text = f"{agree} of {len(losses)} methods agree with the CPU; largest difference {largest:.1e}"
+        lines.append(("losses", text))
+    outcomes = Counter(measures["outcome"] for measures in findings.part("tests").values())
+    if outcomes:
+        text = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        lines.append(("tests that need a GPU", text))
     if ratios:
-        spread = f"{median(ratios.values()):.2f} [{min(ratios.values()):.2f}, {max(ratios.values()):.2f}]"
-        faster = sum(one > 1 for one in ratios.values())
-        told = f"the peer takes {spread} times our time; we are faster in {faster} of {len(ratios)} cases"
-        lines.append(("training steps", told))
-        lines += [(f"- {case}", f"{one:.2f} times our time") for case, one in list(ratios.items())[:8]]
+        values = list(ratios.values())
+        spread = f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+        faster = f"we are faster in {sum(ratio > 1 for ratio in values)} of {len(values)} cases"
+        lines.append(("training steps", f"the peer takes {spread} times our time; {faster}"))
+        lines += [(f"- {case}", f"{ratio:.2f} times our time") for case, ratio in list(ratios.items())[:8]]
     if findings.kernels:
         lines.append(("kernels", f"{len(findings.kernels)} cases"))
-    skipped, wrong = sum(map(len, findings.skipped.values())), len(findings.wrong())
-    return [line for line in lines if line[1]] + [("failed", str(wrong)), ("skipped", str(skipped))]
+    skipped = sum(map(len, findings.skipped.values()))
+    return [*lines, ("failed", str(len(findings.wrong()))), ("skipped", str(skipped))]
 
 
 def steps_table(findings: Findings) -> str:
-    """Ours and, after the stroke, the peer's."""
-    columns = (
-        "case",
-        "peer/ours",
-        "ms",
-        "peak MiB",
-        "launches",
-        "GPU ms",
-        "waits",
-        "of products",
-        "first step s",
-    )
-    names = ("step_ms", "peak_mib", "launches", "gpu_ms", "waits")
+    """In each cell ours, then the peer's."""
     ratios, lines = findings.ratios(), []
     for case, sides in findings.pairs().items():
-        cells = [" / ".join(number(sides.get(side, {}).get(name)) for side in SIDES) for name in names]
-        shares = [findings.share(case, sides[side]) if side in sides else None for side in SIDES]
-        first = " / ".join(number(sides.get(side, {}).get("first_step_s")) for side in SIDES)
-        shown = " / ".join("-" if one is None else f"{one:.1%}" for one in shares)
-        lines.append((case, f"**{ratios[case]:.2f}**" if case in ratios else "-", *cells, shown, first))
+        shares = {side: findings.share(case, measures) for side, measures in sides.items()}
+        cells = [
+            " / ".join(number(sides.get(side, {}).get(name)) for side in SIDES) for name in STEP.values()
+        ]
+        cells.append(" / ".join(f"{shares[side]:.1%}" if shares.get(side) else "-" for side in SIDES))
+        lines.append((case, f"**{ratios[case]:.2f}**" if case in ratios else "-", *cells))
     note = "Each cell: ours / transformers + PEFT. A step is the median of several blocks of steps.\n\n"
-    return note + table(columns, lines) if lines else ""
+    return note + table(("case", "peer/ours", *STEP, "of products"), lines) if lines else ""
 
 
 def number(value: float | None) -> str:
@@ -191,20 +188,18 @@ def number(value: float | None) -> str:
 
 
 def losses_table(findings: Findings) -> str:
-    names = ("verdict", "difference", "allowed", "first", "last")
-    return table(
-        ("method", *names),
-        [
-            (method, *(one[name] if name == "verdict" else f"{one[name]:.3g}" for name in names))
-            for method, one in findings.part("losses").items()
-        ],
-    )
+    numbers = ("difference", "allowed", "first", "last")
+    lines = [
+        (method, measures["verdict"], *(f"{measures[name]:.3g}" for name in numbers))
+        for method, measures in findings.part("losses").items()
+    ]
+    return table(("method", "verdict", *numbers), lines)
 
 
 def ceilings_table(findings: Findings) -> str:
     lines = [
-        (precision, f"{one['copy_gb_per_s']:.0f}", f"{one['tflop_per_s']:.4g}")
-        for precision, one in findings.part("ceilings").items()
+        (precision, number(measures["copy_gb_per_s"]), number(measures["tflop_per_s"]))
+        for precision, measures in findings.part("ceilings").items()
     ]
     return table(("precision", "copy, GB/s", "matrix product, TFLOP/s"), lines)
 
@@ -215,15 +210,16 @@ def kernels_table(findings: Findings) -> str:
     for line in findings.kernels:
         groups.setdefault((line["model"], line["dtype"], line["tokens"], line["what"]), []).append(line)
     lines = []
-    for names, several_ in groups.items():
-        cells = [middle(several_, f"{way}_gpu_us", "ours_gpu_us") for way in ("unfused", "PEFT")]
-        lines.append((*names, *cells, middle(several_, "at_least_us", "ours_gpu_us")))
+    for names, shapes in groups.items():
+        ratios = [middle(shapes, name) for name in ("unfused_gpu_us", "PEFT_gpu_us", "at_least_us")]
+        lines.append((*names, *ratios))
     columns = ("model", "dtype", "tokens", "what", "unfused/ours", "PEFT/ours", "least time/ours")
     return table(columns, lines)
 
 
-def middle(lines: Sequence[Mapping[str, str]], name: str, against: str) -> str:
-    ratios = [float(line[name]) / float(line[against]) for line in lines if line[name]]
+def middle(lines: Sequence[Mapping[str, str]], name: str) -> str:
+    """The median of a time over ours"""
+    ratios = [float(line[name]) / float(line["ours_gpu_us"]) for line in lines if line[name]]
     return f"{median(ratios):.2f}" if ratios else "-"
 
 
