@@ -111,7 +111,7 @@ def kernels_text(findings: Findings) -> str:
 def markdown(findings: Findings, state: str) -> str:
     """The page; `state` says how much of the time is spent."""
     facts = findings.part("facts").get("", {})
-    card = facts.get("card", "a GPU that did not answer")
+    card = facts.get("card", "an unknown card")
     parts = [f"# GPU day: {card}\n", f"{TINY}\n" if findings.tiny else "", f"{state}\n"]
     parts += [table(("what", "result"), summary(findings))]
     sections = {

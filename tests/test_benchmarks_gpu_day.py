@@ -349,7 +349,7 @@ def test_without_matplotlib_there_is_a_line_in_the_place_of_the_plot(day, monkey
     [
         (["--out", "x"], "no CUDA device: there is nothing to measure; --tiny runs all of it on a CPU"),
         (["--tiny"], "--out"),
-        (["--out", "x", "--seconds", "5"], "--seconds: expected at least 30, got 5"),
+        (["--out", "x", "--seconds", "5"], "--seconds: expected at least 60, got 5"),
         (["--out", __file__], "--out: expected a folder that can be written"),
         (["--out", "x", "--nope"], "--nope"),
     ],
