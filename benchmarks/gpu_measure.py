@@ -154,6 +154,7 @@ class Place(NamedTuple):
 
 
 def facts(place: Place) -> dict[str, object]:
+    """Versions, the machine and, if there is one, its card."""
     found: dict[str, object] = {name: version(name) for name in PACKAGES}
     compilers = [os.environ.get("CC", ""), "gcc", "clang", "cc"]
     compiler = next(filter(None, map(shutil.which, compilers)), None)
@@ -243,6 +244,7 @@ def mixed(batch: int, length: int) -> list[int]:
 def steps(
     place: Place, model: str, lengths: str, precision: str, method: str, side: str
 ) -> dict[str, object]:
+    """Time, memory and profile of one side's training step; what compiles does so before the clock starts."""
     batch, length = place.scale.batch, place.scale.length
     choose_precision(precision, place.device)  # or it says that this device has none
     folder = place.model(model, SHAPES[model])

@@ -63,6 +63,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def test_all_of_it_runs_in_small_on_a_cpu(tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed")
     out = tmp_path / "out"
     ended = call(main, "--tiny", "--out", out)
     assert ended.code == 0, ended.out + ended.err + (out / "log.txt").read_text()
@@ -150,34 +151,50 @@ from pathlib import Path
 from benchmarks import gpu_day
 from training.exit import run_command
 
-script = "import os, time; from benchmarks.gpu_tests import write; write(item='facts', pid=os.getpid())"
-command = ["-c", script + "; time.sleep(60)"]
-gpu_day.start_measuring = lambda day, items, seconds: day.start("child", command, 1)
 folder = Path(sys.argv[1])
+command = ["-c", folder.joinpath("child.py").read_text(), str(folder / "open")]
+gpu_day.start_measuring = lambda day, items, seconds: day.start("child", command, 1)
 day = gpu_day.Day(folder, gpu_day.Deadline(60), folder / "scratch", True)
-part = lambda day: gpu_day.measure(day, ["facts", "losses:lora"], kept=0)
+part = lambda day: gpu_day.measure(day, ["facts", "facts:1", "facts:2"], kept=0)
 sys.exit(run_command(lambda: gpu_day.run(day, [part])))
+"""
+# It starts a process that holds a pipe open, and measures two of three things.
+CHILD = """
+import os, subprocess, sys, time
+from benchmarks.gpu_tests import write
+program = "import sys, time; file = open(sys.argv[1], 'w'); print(flush=True); time.sleep(60)"
+started = subprocess.Popen([sys.executable, "-c", program, sys.argv[1]], stdout=subprocess.PIPE)
+started.stdout.readline()
+write(item="facts", value=1)
+time.sleep(0.3)
+write(item="facts:1", group=os.getpgrp())
+time.sleep(60)
 """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=str)
 def test_what_stops_it_leaves_what_is_done(tmp_path, number, code):
     (tmp_path / "scratch").mkdir()
+    (tmp_path / "child.py").write_text(CHILD)
+    os.mkfifo(tmp_path / "open")
+    reader = os.open(tmp_path / "open", os.O_RDONLY | os.O_NONBLOCK)
     with subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path)], cwd=ROOT) as started:
-        until = time.monotonic() + 60
-        table = tmp_path / "gpu_day.csv"
-        while not (table.exists() and "pid" in table.read_text()) and time.monotonic() < until:
+        table, until = tmp_path / "gpu_day.csv", time.monotonic() + 30
+        while not (table.exists() and "group" in table.read_text()) and time.monotonic() < until:
             time.sleep(0.05)
         started.send_signal(number)
         assert started.wait(30) == code
-    (row,) = [row for row in rows(tmp_path) if row["measure"] == "pid"]
+    (row,) = [row for row in rows(tmp_path) if row["measure"] == "group"]
     state = "Interrupted" if number == signal.SIGTERM else "Not done yet"
     assert state in (tmp_path / "report.md").read_text()
-    if number == signal.SIGTERM:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(row["value"]), 0)
-    else:  # nobody ends the child then; a real one ends at its own time limit
-        os.kill(int(row["value"]), signal.SIGKILL)
+    if number == signal.SIGKILL:  # nobody ends the child then; a real one ends at its own time limit
+        os.killpg(int(row["value"]), signal.SIGKILL)
+        os.close(reader)
+        return
+    try:
+        assert os.read(reader, 1) == b""  # nobody has it open; else this would be a BlockingIOError
+    finally:
+        os.close(reader)
 
 
 TESTS = """
@@ -213,6 +230,7 @@ def outcomes(day: Day, folder: Path, shares: int) -> dict[str, dict]:
     command = ["-m", "pytest", "-q", "-p", "benchmarks.gpu_tests", "-c", str(settings), str(folder)]
     children = [day.start(f"t{i}", command, 1, GPU_DAY_SHARE=f"{i}/{shares}") for i in range(shares)]
     day.watch(children, 60, lambda line: day.findings.add("tests", line.pop("item").split("::")[1], line))
+    assert sum(child.rows.read_text().count("not reached") for child in children) == 5  # each once
     return day.findings.part("tests")
 
 
