@@ -46,9 +46,8 @@ class RandomIds:
 
 def build_trainer(config: Config, folder: Path) -> Trainer:
     """A trainer whose every batch has batch_size examples of max_length tokens."""
-    config = complete(
-        replace(config, device="cpu", precision=choose_precision(config.precision, CPU)), folder
-    )
+    precision = choose_precision(config.precision, CPU, read_config(folder)).precision
+    config = complete(replace(config, device="cpu", precision=precision), folder)
     examples = [Example(str(i), ("", ""), 5.0 * (i % 2)) for i in range(config.batch_size)]
     ids = RandomIds(config.max_length, read_config(folder).vocab_size)
     data = Dataset(TASKS["sts"], examples, ids)
