@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from minibert.errors import InputError
-from training.cli import Parser
+from training.cli import Parser, add_precision
 from training.exit import run_command
 
 
@@ -22,6 +22,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--task", help="which task's head, if the run has several")
     parser.add_argument("--batch-size", type=int, default=64, help="examples at a time, at most (64)")
+    add_precision(parser)
     given = parser.parse_args(arguments)
     if (given.input is None) == (given.text is None):
         raise InputError("expected --input FILE with --output FILE, or --text")
@@ -38,9 +39,10 @@ def main() -> int:
     from training.scoring import score_file, score_text
 
     if given.text:
-        print(score_text(given.run, given.task, given.text))
+        print(score_text(given.run, given.task, given.text, given.precision))
     else:
-        count = score_file(given.run, given.task, given.input, given.output, given.batch_size)
+        files = given.input, given.output
+        count = score_file(given.run, given.task, *files, given.batch_size, given.precision)
         print(f"{given.output}: {count} predictions")
     return 0
 

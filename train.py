@@ -27,6 +27,7 @@ def main() -> int:
 
 def train(config: Config, given: Namespace, processes: "Processes") -> int:
     from training.overfit import overfit_batch
+    from training.resuming import as_begun
     from training.run import Run, default_out
     from training.run_folder import RunFolder
 
@@ -46,6 +47,7 @@ def train(config: Config, given: Namespace, processes: "Processes") -> int:
         if processes.first:
             print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
+    config = as_begun(config, folder) if given.resume else config
     run, anyway = Run(config, processes=processes), given.resume_anyway
     return run.train(folder, given.resume, given.track, given.profile, keeping(given), anyway)
 

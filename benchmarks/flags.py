@@ -5,8 +5,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from benchmarks.machine import cores
 from minibert.errors import InputError
+from training.machine import cores
 
 
 def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:

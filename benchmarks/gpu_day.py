@@ -26,11 +26,11 @@ from pathlib import Path
 
 from benchmarks import gpu_report, gpu_tests
 from benchmarks.flags import check_least
-from benchmarks.machine import cores
 from benchmarks.turns import ROOT, environment, why_ended
 from minibert.errors import InputError
 from training.cli import Parser
 from training.exit import run_command
+from training.machine import cores
 
 FILES = ("report.md", "gpu_day.csv", "kernels.csv", "gpu_day.png", "log.txt")
 RESERVE = 8.0  # seconds for the last report and its plot

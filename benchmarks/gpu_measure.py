@@ -26,7 +26,6 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_tests import write
-from benchmarks.machine import cores, cpu
 from benchmarks.models import product_weights, write_random_weights
 from benchmarks.step import RandomIds, build_trainer
 from kernels.timing import CudaTimer, Timer, Timing, sustained
@@ -34,6 +33,7 @@ from minibert.errors import InputError
 from minibert.model import BertConfig
 from minibert.weights import read_config
 from training.config import Config, check
+from training.machine import cores, cpu
 from training.memory import peak_memory_mib
 from training.precision import DTYPES, choose_precision
 
@@ -220,7 +220,7 @@ def compared(ours: Sequence[float], cpu: Sequence[float]) -> dict[str, object]:
 def ceilings(place: Place, precision: str) -> dict[str, float]:
     """What the device sustains: bytes of a large copy, read and written, and FLOPs of a large product."""
     width = place.scale.width // (2 if precision == "fp32" else 1)
-    dtype = DTYPES[choose_precision(precision, place.device)]
+    dtype = DTYPES[choose_precision(precision, place.device, BertConfig()).precision]
     timer = Meter(place.device).timer(10)
     found = sustained(timer, place.device, dtype, place.scale.copied, width)
     return {"copy_gb_per_s": found.bandwidth / 1e9, "tflop_per_s": found.products / 1e12}
@@ -246,7 +246,7 @@ def steps(
 ) -> dict[str, object]:
     """Time, memory and profile of one side's training step; what compiles does so before the clock starts."""
     batch, length = place.scale.batch, place.scale.length
-    choose_precision(precision, place.device)  # or it says that this device has none
+    choose_precision(precision, place.device, SHAPES[model])  # or it says that this device has none
     folder = place.model(model, SHAPES[model])
     shape = {"equal": [length] * batch, "mixed": mixed(batch, length)}[lengths]
     case = Case(folder, shape, precision, *METHODS[method])

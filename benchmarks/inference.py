@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from minibert.files import read_json, write_safetensors
-from minibert.model import Bert
 from minibert.weights import load_bert
 from tasks import TASKS
 from tasks.base import Example
 from tasks.data import Dataset
-from training.build import build_heads, build_tokenizer, cast_frozen
+from training.build import build_heads, build_tokenizer, compute_in
 from training.config import Config, check
 from training.embedding import Encoder
 from training.evaluate import predict
@@ -53,9 +52,8 @@ def write_folders(model: Path, folder: Path, max_length: int) -> None:
 
 
 def our_sentences(folder: Path, precision: str, max_length: int) -> Compute:
-    encoder = Encoder.load(folder)
+    encoder = Encoder.load(folder, precision)
     encoder.tokenizer.max_length = max_length
-    compute_in(encoder.model.requires_grad_(False).bert, precision)
     return lambda texts: encoder.encode(texts, normalize=True)
 
 
@@ -68,11 +66,6 @@ def our_pairs(folder: Path, precision: str, max_length: int) -> Compute:
         return predict(model, data, CPU).predictions
 
     return compute
-
-
-def compute_in(bert: Bert, precision: str) -> None:
-    bert.compute_dtype = DTYPES[precision]
-    cast_frozen(bert)
 
 
 def their_sentences(folder: Path, precision: str, max_length: int) -> Compute:

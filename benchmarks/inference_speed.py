@@ -100,7 +100,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", choices=("train", "dev"), default="dev")
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help="a name or a folder")
     parser.add_argument(
-        "--precisions", nargs="+", choices=("fp32", "bf16"), help="[both, if the CPU has bf16]"
+        "--precisions", nargs="+", choices=("fp32", "bf16"), help="[both, if the CPU lists bf16]"
     )
     parser.add_argument("--examples", type=int, help="the first so many pairs [all]")
     parser.add_argument("--max-length", type=int, default=256)
@@ -123,9 +123,9 @@ def main() -> int:
     from minibert.hub import resolve
     from tasks.reader import read_examples
     from training.build import DEMO
-    from training.precision import cpu_has_fast_bf16
+    from training.machine import has_bf16
 
-    wanted = given.precisions or (["fp32", "bf16"] if cpu_has_fast_bf16() else ["fp32"])
+    wanted = given.precisions or (["fp32", "bf16"] if has_bf16() else ["fp32"])
     given.precisions = [
         "fp32",
         *(["bf16"] if "bf16" in wanted else []),

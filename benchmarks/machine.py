@@ -5,16 +5,17 @@ all-MiniLM-L6-v2's feed-forward layers: what a training step could reach if it w
 """
 
 import json
-import os
 import platform
 import re
 import sys
 import time
 from importlib import metadata
-from pathlib import Path
+
+from training.machine import cores, cpu, cpu_flags
 
 SHAPE = (1900, 384, 1536)  # M, K, N
 REPEATS = 40  # products are short; the fastest is what the machine can do
+ENOUGH = 2.0  # seconds: a CPU without bf16 instructions takes one for a single product
 # Of /proc/cpuinfo's flags those that matrix products depend on.
 TELLING = re.compile(r"avx|amx|fma$|f16c$|asimd|bf16|sve|i8mm")
 
@@ -25,29 +26,11 @@ def describe(threads: int) -> dict[str, object]:
         "cpu": cpu(),
         "cores": cores(),
         "threads": threads,
-        "flags": sorted(flag for flag in cpu_fact("flags").split() if TELLING.search(flag)),
+        "flags": sorted(flag for flag in cpu_flags() if TELLING.search(flag)),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
     }
-
-
-def cpu() -> str:
-    """Its name, and its make where that is told: of one name there are some twice as fast as others."""
-    name = cpu_fact("model name") or platform.processor() or platform.machine()
-    family, model = cpu_fact("cpu family"), cpu_fact("model")
-    return f"{name} (family {family}, model {model})" if family and model else name
-
-
-def cpu_fact(name: str) -> str:
-    """What /proc/cpuinfo says of the first CPU; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    found = re.search(rf"^{name}\s*: (.*)$", path.read_text() if path.exists() else "", re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def product_rates() -> dict[str, float]:
@@ -60,6 +43,8 @@ def product_rates() -> dict[str, float]:
         x, weight = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
         seconds = []
         for _ in range(REPEATS):
+            if sum(seconds) > ENOUGH:
+                break
             started = time.perf_counter()
             torch.nn.functional.linear(x, weight)
             seconds.append(time.perf_counter() - started)

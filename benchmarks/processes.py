@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.flags import check_common, check_data, check_least, log_beside
-from benchmarks.machine import cores, describe
+from benchmarks.machine import describe
 from benchmarks.tables import show, with_range
 from benchmarks.turns import Log, Round, paired, run_together, take_turns
 from training.cli import Parser
 from training.exit import run_command
+from training.machine import cores
 
 COLUMNS = ("runs", "processes of each", "threads of each", "tokens/s", "ratio")
 

@@ -51,7 +51,7 @@ def build_trainer(
     config: Config, folder: Path, device: torch.device = CPU, lengths: Sequence[int] | None = None
 ) -> Trainer:
     """A trainer whose every batch has batch_size examples, of max_length tokens or of these lengths."""
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, read_config(folder)).precision
     config = complete(replace(config, device=str(device), precision=precision), folder)
     examples = [Example(str(i), ("", ""), 5.0 * (i % 2)) for i in range(config.batch_size)]
     ids = RandomIds(lengths or config.max_length, read_config(folder).vocab_size)

@@ -16,10 +16,12 @@ VARIANTS = {
     "ours, adapters' dropout .1": ("ours", "--lora-dropout", "0.1"),
     "ours, batches of like length": ("ours", "--order", "like-length"),
     "peer, default": ("peer", "--settings", "default"),
-    "peer, best": ("peer", "--settings", "best"),
+    "peer, best in fp32": ("peer", "--settings", "best"),
+    "peer, best in bf16": ("peer", "--settings", "best", "--precision", "bf16"),
 }
+BEST = ("peer, best in fp32", "peer, best in bf16")  # ours is compared with the faster
 PEER = "transformers + PEFT"
-COLOURS = dict(zip(VARIANTS, ("#1f5fa8", "#5b93cf", "#a3c4e8", "#b9b9b9", "#7d7d7d"), strict=True))
+COLOURS = dict(zip(VARIANTS, ("#1f5fa8", "#5b93cf", "#a3c4e8", "#c9c9c9", "#9a9a9a", "#6b6b6b"), strict=True))
 # FLOPs for each weight and token: forward 2, for the input's gradient 2, and for the weight's another 2.
 FLOPS = {"lora": 4, "dora": 4, "full": 6}
 COLUMNS = (
@@ -100,6 +102,18 @@ def rates_line(rounds: Sequence[Round]) -> str:
     """How fast the machine multiplied: what the shares are shares of."""
     bf16, fp32 = (median(one[RATES][dtype] for one in rounds) / 1e9 for dtype in ("bf16", "fp32"))
     return f"matrix products: {bf16:.0f} GFLOP/s in bf16, {fp32:.0f} in fp32"
+
+
+def verdict(rounds: Sequence[Round], method: str) -> str | None:
+    """How ours compares with the faster of the peer's best settings; None if they were not measured."""
+    tried = [name for name in BEST if name in measured(rounds, method)]
+    if not tried:
+        return None
+    ratios = {
+        name: paired(rounds, f"{method}: {name}", f"{method}: {OURS}", "epoch_seconds") for name in tried
+    }
+    name = min(tried, key=lambda name: median(ratios[name]))
+    return f"{method}: ours is {with_range(ratios[name])} times as fast as {name}, the peer's fastest"
 
 
 def plot(rounds: Sequence[Round], methods: Sequence[str], weights: int, path: Path) -> None:

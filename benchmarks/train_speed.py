@@ -27,13 +27,24 @@ from benchmarks.flags import (
 )
 from benchmarks.machine import describe
 from benchmarks.tables import show
-from benchmarks.train_results import COLUMNS, FLOPS, RATES, VARIANTS, plot, rates_line, rows, variants_of
+from benchmarks.train_results import (
+    COLUMNS,
+    FLOPS,
+    RATES,
+    VARIANTS,
+    plot,
+    rates_line,
+    rows,
+    variants_of,
+    verdict,
+)
 from benchmarks.turns import Log, run, run_json, take_turns
 from lora.methods import METHODS
 from minibert.errors import InputError
 from tasks import TASKS
 from training.cli import Parser
 from training.exit import run_command
+from training.machine import has_bf16
 
 RANDOM_BASE = "bert-base-random"  # the shapes of bert-base, without a download
 
@@ -109,9 +120,9 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         "--variants",
         nargs="+",
         choices=VARIANTS,
-        default=list(VARIANTS),
+        default=[name for name, words in VARIANTS.items() if has_bf16() or "bf16" not in words],
         metavar="NAME",
-        help=f"some of {variants}; ours in any case [all]",
+        help=f"some of {variants}; ours in any case [all that this CPU has instructions for]",
     )
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help=f"a name, a folder or {RANDOM_BASE}")
     parser.add_argument("--examples", type=int, help="the first so many training rows [all]")
@@ -155,6 +166,9 @@ def main() -> int:
         rounds = take_turns(measures(given, str(model), data), given.rounds, log)
         weights = product_weights(model)
     show(COLUMNS, rows(rounds, given.methods, weights), machine, given.out)
+    for method in given.methods:
+        if said := verdict(rounds, method):
+            print(said)
     print(rates_line(rounds))
     if given.plot:
         plot(rounds, given.methods, weights, given.plot)

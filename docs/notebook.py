@@ -70,21 +70,25 @@ def run(*words):
 
 
 # %% [markdown]
-# What a device computes in fast decides the precision: bf16 where it has the instructions, fp16 on a T4,
-# else fp32. A run chooses by the same two functions; what trains is kept in fp32 everywhere.
+# The precision is the fastest sound one: fp16 on a T4, bf16 on newer GPUs. On a CPU the matrix products of
+# this model are timed in fp32 and in bf16. A run chooses by the same two functions; what trains is kept in
+# fp32 everywhere.
 
 # %%
 import torch
 
+from minibert.hub import resolve
+from minibert.weights import read_config
 from training.precision import choose_device, choose_precision
 
 device = choose_device("auto")
-precision = choose_precision("auto", device)
+choice = choose_precision("auto", device, read_config(resolve(MODEL)))
+precision = choice.precision
 if device.type == "cuda":
     major, minor = torch.cuda.get_device_capability(device)
     print(f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}: {precision}")
 else:
-    print(f"CPU, {torch.get_num_threads()} threads: {precision}")
+    print(f"CPU, {torch.get_num_threads()} threads: {precision} ({choice.reason})")
 
 # %% [markdown]
 # LoRA first: the encoder is frozen, and small matrices beside its layers learn. `--resume` goes on with a

@@ -93,7 +93,7 @@ def estimate(cell: Cell, folder: GridFolder, known: Mapping[tuple, list[tuple[fl
     if runs := known.get(kind(config)):
         seconds = fmean(one for one, _ in runs) * work(config)
         return Estimate(seconds, max(mib for _, mib in runs), f"as {len(runs)} finished of its kind")
-    rate = products_per_second(config.device, config.precision, model_config(config.model).hidden_size)
+    rate = products_per_second(config.device, config.precision, config.model)
     return Estimate(work(config) / rate, memory(config), "counted")
 
 
@@ -121,7 +121,8 @@ def work(config: Config) -> float:
 def memory(config: Config) -> float:
     """MiB above what the imports take, of batches whose sentences are as long as the first rows are."""
     folder, rows = resolve(config.model), data_facts(config.data, config.task, config.strict)
-    precision = choose_precision(config.precision, choose_device(config.device))
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device, read_config(folder)).precision
     dropout = 0.1 if config.encoder_dropout is None and config.method != "frozen" else config.encoder_dropout
     known = replace(config, precision=precision, pooling=config.pooling or "mean", encoder_dropout=dropout)
     examples = min(config.batch_size, config.micro_batch_size or config.batch_size)
@@ -158,10 +159,10 @@ def model_config(model: str) -> BertConfig:
 
 
 @cache
-def products_per_second(device: str, precision: str, hidden: int) -> float:
+def products_per_second(device: str, precision: str, model: str) -> float:
     """Multiplications per second of a matrix product as an intermediate layer does it, measured now."""
-    where = choose_device(device)
-    dtype = DTYPES[choose_precision(precision, where)]
+    where, bert = choose_device(device), model_config(model)
+    dtype, hidden = DTYPES[choose_precision(precision, where, bert).precision], bert.hidden_size
     x = torch.ones(1024, hidden, device=where, dtype=dtype)  # [M, H]
     weight = torch.ones(hidden, 4 * hidden, device=where, dtype=dtype)  # [H, 4H]
     (x @ weight).sum().item()

@@ -127,6 +127,12 @@ def refusal() -> Callable[..., str]:
 
 
 @pytest.fixture(autouse=True)
+def _no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--precision auto` takes fp32: what a test finds must not depend on how busy the machine is."""
+    monkeypatch.setattr("training.precision.measure", lambda multiply: None)
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     """A test draws the same numbers alone and among others."""
     torch.manual_seed(0)

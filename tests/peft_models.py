@@ -50,6 +50,14 @@ def their_output(model: nn.Module) -> Tensor:
     return out.logits if hasattr(out, "logits") else out.last_hidden_state[mask]
 
 
+def their_hidden(model: nn.Module) -> Tensor:
+    """[M, H], of a model with a classifier too"""
+    ids, types, mask = inputs()
+    given = {"input_ids": ids, "token_type_ids": types.long(), "attention_mask": mask.long()}
+    with torch.no_grad():
+        return model.eval()(**given, output_hidden_states=True).hidden_states[-1][mask]
+
+
 def transformers_model(tiny: Path, classes: int | None = None) -> nn.Module:
     """The base model in transformers; its head is random."""
     from transformers import BertForSequenceClassification, BertModel

@@ -12,6 +12,7 @@ from small_runs import BATCH, call, settings
 
 from benchmarks.models import product_weights, write_random_model
 from benchmarks.train_results import (
+    BEST,
     COLUMNS,
     FLOPS,
     OURS,
@@ -22,8 +23,9 @@ from benchmarks.train_results import (
     rows,
     share_of_limit,
     variants_of,
+    verdict,
 )
-from benchmarks.train_speed import first_rows, main
+from benchmarks.train_speed import first_rows, main, parse_flags
 from minibert.model import BertConfig
 from tasks import TASKS
 from tasks.reader import read_examples
@@ -118,14 +120,18 @@ def measured(seconds: Sequence[float], **changes) -> dict:
     } | changes
 
 
-def a_round(ours: float, dropout: float, default: float, best: float) -> dict[str, dict]:
-    seconds = dict(zip(VARIANTS, (ours, dropout, ours, default, best), strict=True))
+def a_round(ours: float, dropout: float, default: float, fp32: float, bf16: float) -> dict[str, dict]:
+    seconds = dict(zip(VARIANTS, (ours, dropout, ours, default, fp32, bf16), strict=True))
     return {f"lora: {name}": measured([one]) for name, one in seconds.items()} | {
         RATES: {"bf16": 4e9, "fp32": 1e9}
     }
 
 
-ROUNDS = (a_round(1.0, 2.0, 4.0, 2.0), a_round(2.0, 3.0, 4.0, 3.0), a_round(1.0, 1.0, 3.0, 1.5))
+ROUNDS = (
+    a_round(1.0, 2.0, 4.0, 2.0, 9.0),
+    a_round(2.0, 3.0, 4.0, 3.0, 2.0),
+    a_round(1.0, 1.0, 3.0, 1.5, 8.0),
+)
 
 
 def test_the_table_has_medians_of_ratios_round_by_round():
@@ -133,11 +139,32 @@ def test_the_table_has_medians_of_ratios_round_by_round():
     told = {line["variant"]: line for line in lines}
     assert told[OURS]["ratio"] == "1.000 [1.000, 1.000]"
     assert told["peer, default"]["ratio"] == "3.000 [2.000, 4.000]"  # of 4, 2 and 3; not 4 / 1
-    assert told["peer, best"]["ratio"] == "1.500 [1.500, 2.000]"
+    assert told["peer, best in fp32"]["ratio"] == "1.500 [1.500, 2.000]"
     assert told["peer, default"]["s/epoch"] == "4.00 [3.00, 4.00]"
     assert told["peer, default"]["tokens/s"] == "250"
-    assert told["peer, best"]["peak MiB above start"] == "200"
-    assert told["peer, best"]["dev"] == "0.2000 [0.1500, 0.3000]"
+    assert told["peer, best in fp32"]["peak MiB above start"] == "200"
+    assert told["peer, best in fp32"]["dev"] == "0.2000 [0.1500, 0.3000]"
+
+
+@pytest.mark.parametrize("faster", BEST)
+def test_ours_is_compared_with_the_faster_of_the_peer_s_best(faster):
+    slower = next(name for name in BEST if name != faster)
+    swapped = [
+        one | {f"lora: {faster}": one[f"lora: {BEST[0]}"], f"lora: {slower}": one[f"lora: {BEST[1]}"]}
+        for one in ROUNDS
+    ]
+    said = f"lora: ours is 1.500 [1.500, 2.000] times as fast as {faster}, the peer's fastest"
+    assert verdict(swapped, "lora") == said
+    one_alone = [{name: told for name, told in one.items() if slower not in name} for one in swapped]
+    assert verdict(one_alone, "lora") == said
+    assert verdict([{f"lora: {OURS}": measured([1.0])}], "lora") is None
+
+
+def test_bf16_is_left_out_where_the_cpu_has_no_instructions_for_it(monkeypatch):
+    for flags, expected in (("avx2", list(VARIANTS)[:-1]), ("avx512_bf16", list(VARIANTS))):
+        monkeypatch.setattr("training.machine.cpu_fact", lambda name, flags=flags: flags)
+        assert parse_flags([]).variants == expected
+        assert parse_flags(["--variants", BEST[1]]).variants == [BEST[1]]  # who asks for it gets it
 
 
 @pytest.mark.parametrize(("method", "flops"), [("lora", 4), ("full", 6)])
@@ -151,7 +178,7 @@ def test_the_limit_is_the_products_at_the_machines_rate(method, flops):
 def test_full_has_no_adapters_to_drop():
     assert len(variants_of("full")) == len(VARIANTS) - 1
     assert variants_of("dora") == list(VARIANTS)
-    assert variants_of("dora", ["peer, best"]) == ["ours", "peer, best"]
+    assert variants_of("dora", ["peer, best in fp32"]) == ["ours", "peer, best in fp32"]
 
 
 def test_the_rate_of_the_products_is_told():
@@ -160,8 +187,8 @@ def test_the_rate_of_the_products_is_told():
 
 @pytest.mark.parametrize("changes", [{"tokens": 900}, {"trainable_parameters": 8}], ids=str)
 def test_sides_that_did_not_do_the_same_are_not_compared(refusal, changes):
-    unlike = ROUNDS[0] | {"lora: peer, best": measured([1.0], **changes)}
-    assert "lora: peer, best" in refusal(check_alike, [ROUNDS[1], unlike], "lora")
+    unlike = ROUNDS[0] | {"lora: peer, best in fp32": measured([1.0], **changes)}
+    assert "lora: peer, best in fp32" in refusal(check_alike, [ROUNDS[1], unlike], "lora")
 
 
 def test_the_first_rows_are_what_both_sides_read(small_data, tmp_path, refusal):
@@ -180,6 +207,7 @@ def test_it_measures_both_sides_once_and_writes_what_it_shows(tiny, small_data, 
     out, picture = tmp_path / "speed.csv", tmp_path / "speed.png"
     asked = ["--data", small_data, "--model", tiny, "--methods", "lora", "--rounds", 1, "--max-length", 32]
     asked += ["--batch-size", BATCH, "--examples", 16, "--threads", 1, "--out", out, "--plot", picture]
+    asked += ["--variants", *VARIANTS]
     ended = call(main, *asked)
     assert ended.code == 0, ended.err
     with open(out, newline="") as file:

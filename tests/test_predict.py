@@ -11,7 +11,7 @@ from tolerances import TOLERANCE
 
 import predict
 import train
-from training.precision import cpu_has_fast_bf16
+from training import evaluate
 from training.run_folder import load_run
 
 RUNS = {
@@ -83,17 +83,37 @@ def test_a_run_reads_back_as_the_model_that_was_trained(
         )
 
 
-def test_a_bf16_run_is_used_in_fp32(finished, small_data: Path, tmp_path: Path) -> None:
-    if not cpu_has_fast_bf16():
-        pytest.skip("needs a CPU with bf16 instructions: train.py refuses bf16 on others")
-    folder = finished(precision="bf16")
-    arguments = ["--input", small_data / DEV["sts"], "--output", tmp_path / "p.csv"]
-    assert call(predict.main, folder, *arguments).code == 0
+@pytest.mark.parametrize("method", ["lora", "dora", "full", "frozen"])
+def test_a_bf16_run_is_used_in_the_precision_that_is_asked_for(
+    method: str, finished, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished(precision="bf16", method=method)
     _, model, _ = load_run(folder)
     assert model.bert.compute_dtype == torch.float32
     assert not model.training
-    within = TOLERANCE[torch.bfloat16, "encoder"]
-    assert_same_predictions(tmp_path / "p.csv", folder / "predictions-dev.csv", within)
+    computed = []
+
+    def noted(model, *rest):
+        computed.append(model)
+        return evaluate.predict(model, *rest)
+
+    monkeypatch.setattr("training.scoring.predict", noted)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        output = tmp_path / f"{precision}.csv"
+        arguments = ["--input", small_data / DEV["sts"], "--output", output, "--precision", precision]
+        assert call(predict.main, folder, *arguments).code == 0
+        assert computed.pop().bert.compute_dtype == dtype
+        assert_same_predictions(output, folder / "predictions-dev.csv", TOLERANCE[torch.bfloat16, "encoder"])
+    if method != "full":  # which trains with its vectors in fp32, and is used with all weights in bf16
+        assert_same_predictions(output, folder / "predictions-dev.csv", 1e-5)
+    assert output.read_bytes() != (tmp_path / "fp32.csv").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "auto16", ""])
+def test_a_precision_that_a_cpu_has_not_is_refused(precision: str, tmp_path: Path) -> None:
+    ended = call(predict.main, tmp_path, "--text", "a", "--precision", precision)
+    assert ended.code == 2
+    assert "--precision" in ended.line
 
 
 def test_the_batch_size_does_not_matter(finished, small_data: Path, tmp_path: Path) -> None:

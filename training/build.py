@@ -1,6 +1,7 @@
 """From a config to what a run needs: files, data, model."""
 
 import os
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from tasks.model import TaskModel
 from tasks.packed import encode_or_recall
 from tasks.reader import read_examples
 from training.config import Config, flag
-from training.precision import DTYPES
+from training.precision import DTYPES, choose_precision
 
 DEMO = Path(__file__).parent.parent / "tasks" / "demo"
 MANY_ROWS = 100_000  # above this, two passes over the data are the default, as in the study
@@ -214,6 +215,16 @@ def start_heads(model: TaskModel, train: Mapping[str, Dataset]) -> None:
             head.start_at_cosine(data.task)
         elif not data.task.is_classification:
             head.output.bias.fill_(float(data.labels.mean()))
+
+
+def compute_in(bert: Bert, precision: str) -> None:
+    """Have a loaded encoder compute in `fp32` or `bf16`; `auto` is the one that is faster on this CPU."""
+    choice = choose_precision(precision, torch.device("cpu"), bert.config)
+    if choice.warning:
+        print(choice.warning, file=sys.stderr)
+    bert.compute_dtype = DTYPES[choice.precision]
+    if choice.precision != "fp32":  # all weights are loaded in fp32
+        cast_frozen(bert)
 
 
 def cast_frozen(bert: Bert) -> None:

@@ -35,6 +35,7 @@ class Progress:
     scaler: dict = field(default_factory=dict)
     skipped: int = 0  # steps whose fp16 gradients overflowed
     changes: list[dict] = field(default_factory=list)  # what --resume-anyway let pass, and at which step
+    products: dict[str, float] | None = None  # FLOP/s by precision, where they were measured
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

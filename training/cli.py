@@ -11,6 +11,8 @@ from minibert.errors import InputError
 from training.config import Config, check, flag, from_dict
 from training.flags import add_flags, check_flags
 
+ON_CPU = ("auto", "fp32", "bf16")  # precisions
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors are one line like all others."""
@@ -47,6 +49,16 @@ def build_parser() -> Parser:
             )
     add_flags(parser)
     return parser
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """`--precision` of the commands that use a finished run, which compute on the CPU."""
+    parser.add_argument(
+        "--precision",
+        choices=ON_CPU,
+        default="auto",
+        help="fp32 gives the same digits on every machine [the faster one on this CPU]",
+    )
 
 
 def kind_of(one: Field) -> type:

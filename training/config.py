@@ -122,7 +122,7 @@ class Config:
     seed: int = setting(0, "of initial weights, data order and dropout")
     device: str = setting("auto", "cpu, cuda, cuda:1, ... [cuda where there is one]")
     precision: str = setting(
-        "auto", "of activations; what trains stays in fp32 [the fastest sound one]", PRECISIONS
+        "auto", "of activations; what trains stays in fp32 [on a CPU the faster one, timed first]", PRECISIONS
     )
     strict: bool = setting(False, "a row without text or label is an error, not skipped")
 

@@ -17,7 +17,7 @@ from minibert.weights import load_bert
 from tasks.base import Example, Task
 from tasks.data import Dataset
 from tasks.model import TaskModel
-from training.build import default_pooling
+from training.build import compute_in, default_pooling
 from training.config import Config
 from training.evaluate import encode_once
 from training.run_folder import check_unchanged, load_run
@@ -28,7 +28,7 @@ TEXTS = Task("texts", {}, ("text",), "", num_outputs=1, label_range=(0, 0), loss
 
 
 class Encoder:
-    """An encoder and its pooling, in fp32 on the CPU, adapters merged.
+    """An encoder and its pooling, on the CPU, adapters merged in fp32.
 
     Attributes:
         model: without heads.
@@ -40,10 +40,11 @@ class Encoder:
         self.hidden_size = model.bert.config.hidden_size
 
     @classmethod
-    def load(cls, name: str | Path) -> "Encoder":
+    def load(cls, name: str | Path, precision: str = "auto") -> "Encoder":
         """From a run's folder or its adapter's, with the run's pooling and length; else from a model.
 
         A model is a folder of weights or a name, and gets the pooling it was made for and the default length.
+        It computes in fp32 or bf16, `auto` in the one that is faster on this CPU.
 
         Raises:
             InputError: if it is none of these, or a file in it is missing, damaged or does not fit.
@@ -52,11 +53,16 @@ class Encoder:
         if path.is_dir() and not any((path / file).is_file() for file in (WEIGHTS, INDEX)):
             config, model, tokenizer = load_run(path)
             check_unchanged(path, config)
-            return cls(TaskModel(model.bert, config.pooling, {}), tokenizer)
+            return cls(TaskModel(model.bert, config.pooling, {}), tokenizer)._in(precision)
         folder = resolve(str(name))
         bert, pooling = load_bert(folder), default_pooling(str(name), folder)
         length = min(Config().max_length, bert.config.max_position_embeddings)
-        return cls(TaskModel(bert, pooling, {}), Tokenizer(folder, length, bert.config.vocab_size))
+        tokenizer = Tokenizer(folder, length, bert.config.vocab_size)
+        return cls(TaskModel(bert, pooling, {}), tokenizer)._in(precision)
+
+    def _in(self, precision: str) -> "Encoder":
+        compute_in(self.model.requires_grad_(False).bert, precision)
+        return self
 
     def encode(self, texts: Sequence[str], normalize: bool = False) -> np.ndarray:
         """A vector for each text, [n, H] in fp32; of length 1 if `normalize`, so that u·v is their cosine.

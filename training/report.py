@@ -21,8 +21,9 @@ def header(
     trainer: Trainer,
     needed: Footprint,
     out: Path,
+    why: str = "",
 ) -> str:
-    """Everything that decides a run, before it starts."""
+    """Everything that decides a run, before it starts; `why`: the reason for its precision."""
     lines = []
     for task in config.tasks:
         one, pair = splits[task.name], f" ({config.pair})" if task.is_pair else ""
@@ -50,7 +51,7 @@ def header(
     steps, epochs = trainer.total_steps, trainer.total_steps / trainer.steps_per_epoch
     pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
     lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")
-    lines.append(f"computing  {config.precision} on {config.device}")
+    lines.append(f"computing  {config.precision} on {config.device}" + (f" ({why})" if why else ""))
     lines.append(f"memory     {needed}")
     lines.append(f"output     {out}")
     return "\n".join(lines)

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from minibert.errors import InputError
 from minibert.files import leftovers, write_json
 from training.checkpoint import load_checkpoint, made_with
-from training.config import to_dict
+from training.config import Config, to_dict
 from training.keeping import newest_whole
 from training.loop import Trainer
 from training.provenance import EPOCH, differences
@@ -38,6 +39,13 @@ def go_on(folder: RunFolder, trainer: Trainer, now: Mapping, anyway: bool) -> No
     if must:
         write_json(to_dict(trainer.config), folder.config)
     keep_lines(folder.steps, "step", trainer.progress.step)
+
+
+def as_begun(config: Config, folder: RunFolder) -> Config:
+    """A run goes on in the precision that `auto` took when it began, whatever this machine would take."""
+    if config.precision == "auto" and folder.config.exists():
+        return replace(config, precision=read_run_config(folder).precision)
+    return config
 
 
 def load_newest(folder: RunFolder, trainer: Trainer) -> None:

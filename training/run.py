@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minibert.files import flush, write_json, write_text
 from minibert.hub import resolve
+from minibert.weights import read_config
 from tasks.base import Example
 from tasks.data import Dataset, epoch_order
 from training.adapter_folder import pooled_classifier, save_adapter_folder
@@ -24,7 +25,7 @@ from training.build import (
     start_heads,
 )
 from training.checkpoint import save_checkpoint
-from training.config import Config, to_dict
+from training.config import PRECISIONS, Config, to_dict
 from training.data_notes import origin
 from training.errors import TrainingError
 from training.evaluate import Prediction, predict
@@ -34,7 +35,7 @@ from training.keeping import Pace, alone_in, keep
 from training.loop import Trainer
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
 from training.model_card import Scored, model_card
-from training.precision import choose_device, choose_precision
+from training.precision import Choice, choose_device, choose_precision
 from training.processes import ALONE, Processes
 from training.profiling import StepProfile
 from training.provenance import made_with, run_sha256
@@ -61,11 +62,12 @@ class Run:
     def __init__(self, config: Config, one_batch: bool = False, processes: Processes = ALONE):
         self.processes = processes
         self.device = choose_device(config.device)
-        precision = choose_precision(config.precision, self.device)
         with processes.first_then_others():
             self.base = resolve(config.model)
             self.memory_at_start = memory_once_imported()
             self.splits = read_splits(config)
+        self.choice = self._choose_precision(config.precision)
+        precision = self.choice.precision
         # Folders by their whole path: a run is read back from wherever one stands.
         model = str(self.base.absolute()) if Path(config.model).is_dir() else config.model
         data = str(Path(config.data).absolute()) if config.data not in ("demo", "cs224n") else config.data
@@ -86,12 +88,25 @@ class Run:
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device, processes)
+        if self.choice.rates:
+            self.trainer.progress.products = self.choice.rates._asdict()
         steps, epochs = self.trainer.total_steps, self.trainer.total_steps / self.trainer.steps_per_epoch
         texts = sum(len(one) * len(one.sides) for split in self.data.values() for one in split.values())
         self.needed = footprint(config, model, *self.trainer.plan.largest(steps), texts, epochs)
         self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch, processes.count)
         processes.check_same([self.made_with[kind] for kind in ("settings", "data file", "model file")])
         self.keeping = Keeping()
+
+    def _choose_precision(self, name: str) -> Choice:
+        """The first process's choice, in all: timed by each on its own, their choices could differ."""
+        wait_for_first = name == "auto" and not self.processes.alone
+        choice = Choice("auto")
+        if self.processes.first or not wait_for_first:
+            choice = choose_precision(name, self.device, read_config(self.base))
+        if wait_for_first:
+            told = self.processes.largest(PRECISIONS.index(choice.precision))  # `auto` is the least
+            choice = choice._replace(precision=PRECISIONS[told])
+        return choice
 
     def facts(self) -> dict[str, int]:
         """Numbers of parameters: what trains, and all."""
@@ -139,7 +154,10 @@ class Run:
     def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
         trainer, progress = self.trainer, self.trainer.progress
         pace = Pace(self.keeping, progress.step)
-        told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path)
+        if self.choice.warning:
+            print(self.choice.warning, file=sys.stderr)
+        why = self.choice.reason
+        told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path, why)
         print(told, flush=True)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
@@ -273,6 +291,7 @@ class Run:
             "lr": config.lr,
             "device": config.device,
             "precision": config.precision,
+            "products_flops_per_second": progress.products,
             "rows": {name: self._rows(name) for name in self.splits},
             "skipped_steps": progress.skipped,
             "resumed_anyway": progress.changes,

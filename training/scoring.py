@@ -11,12 +11,15 @@ from minibert.files import write_text
 from tasks.base import Example, Task
 from tasks.data import Dataset
 from tasks.reader import read_examples
+from training.build import compute_in
 from training.config import Config
 from training.evaluate import Prediction, predict
 from training.run_folder import RunFolder, check_unchanged, load_run, predictions_csv, read_run_config
 
 
-def score_file(path: Path, task_name: str | None, source: Path, target: Path, batch_size: int) -> int:
+def score_file(
+    path: Path, task_name: str | None, source: Path, target: Path, batch_size: int, precision: str = "auto"
+) -> int:
     """Write a prediction for every row of a file in the task's format; how many there are.
 
     Raises:
@@ -27,7 +30,7 @@ def score_file(path: Path, task_name: str | None, source: Path, target: Path, ba
     examples, skipped = read_examples(source, task, labelled=False)
     for row in skipped:
         print(f"skipped {row.where}: {row.reason}", file=sys.stderr)
-    text = predictions_csv(predictions(path, task, examples, batch_size))
+    text = predictions_csv(predictions(path, task, examples, batch_size, precision))
     try:
         write_text(text, target)
     except OSError as error:
@@ -35,14 +38,14 @@ def score_file(path: Path, task_name: str | None, source: Path, target: Path, ba
     return len(examples)
 
 
-def score_text(path: Path, task_name: str | None, texts: list[str]) -> str:
+def score_text(path: Path, task_name: str | None, texts: list[str], precision: str = "auto") -> str:
     """The prediction for one example, as a line: a score, or a class with every class's probability.
 
     Raises:
         InputError: if the run cannot be used, the number of texts is not the task's, or they are not UTF-8.
     """
     task = choose_task(read_run_config(RunFolder(path)), task_name)
-    result = predictions(path, task, [text_example(task, texts)], batch_size=1)
+    result = predictions(path, task, [text_example(task, texts)], 1, precision)
     if result.probabilities is None:
         return f"{result.predictions[0]:.4f}"
     shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
@@ -75,8 +78,11 @@ def choose_task(config: Config, name: str | None) -> Task:
     return by_name[name]
 
 
-def predictions(path: Path, task: Task, examples: list[Example], batch_size: int) -> Prediction:
+def predictions(
+    path: Path, task: Task, examples: list[Example], batch_size: int, precision: str
+) -> Prediction:
     config, model, tokenizer = load_run(path, task.name)
     check_unchanged(path, read_run_config(RunFolder(path)))
+    compute_in(model.bert, precision)
     data = Dataset(task, examples, tokenizer, config.siamese(task))
     return predict(model, data, torch.device("cpu"), batch_size)
