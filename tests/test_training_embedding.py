@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from small_runs import Ended, call, finished_runs
 from tiny_bert import TINY, WORDS, build_tiny
+from tolerances import tolerance
 
 from minibert.errors import InputError
 from training import embed
@@ -165,6 +166,24 @@ def test_the_command_writes_a_vector_for_each_line(
     expected = Encoder.load(finished("lora")).encode(TEXTS, normalize=bool(normalize))
     np.testing.assert_array_equal(vectors, expected)
     assert vectors.dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_vectors_come_in_the_precision_that_is_asked_for(
+    kind: str, finished, lines: Path, tmp_path: Path
+) -> None:
+    vectors = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        encoder = Encoder.load(finished(kind), precision)
+        assert {p.dtype for p in encoder.model.bert.parameters()} == {dtype}
+        assert encoder.model.bert.compute_dtype == dtype
+        output = tmp_path / f"{precision}.npy"
+        asked = ["--input", lines, "--output", output, "--precision", precision]
+        assert call(embed.main, finished(kind), *asked).code == 0
+        vectors[precision] = read_npy(output)
+        np.testing.assert_array_equal(vectors[precision], encoder.encode(TEXTS))
+    assert not np.array_equal(vectors["fp32"], vectors["bf16"])
+    np.testing.assert_allclose(vectors["bf16"], vectors["fp32"], **tolerance(torch.bfloat16, "encoder"))
 
 
 def read_npy(path: Path) -> np.ndarray:

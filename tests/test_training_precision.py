@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 import train
 from lora.layers import LoRALinear
 from training.build import build_model, complete
+from training.config import PRECISIONS
 from training.loop import Trainer
 from training.precision import (
     BUDGET,
@@ -309,6 +311,24 @@ def test_a_resumed_run_keeps_the_precision_and_the_rates_it_began_with(
     machine(cpu=BF16, rates=SLOWER)  # busy with something else, and the cache is gone
     assert "computing  bf16 on cpu" in trained([*out, "--out", str(tmp_path / "out"), "--resume"])
     assert left_behind(tmp_path / "out") == left_behind(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_one_s_choice_is_everybody_s(machine, rank: int, tiny: Path) -> None:
+    machine(cpu=BF16, rates=(FASTER, SLOWER)[rank])  # as two timings at one moment could turn out
+    run, asked = SimpleNamespace(device=CPU, base=tiny), []
+
+    def largest(value: int) -> int:
+        asked.append(value)
+        return max(value, PRECISIONS.index("bf16"))  # what the other has, if this is not the first
+
+    run.processes = SimpleNamespace(first=rank == 0, alone=False, largest=largest)
+    choice = Run._choose_precision(run, "auto")
+    assert choice.precision == "bf16"
+    assert choice.rates == (FASTER if rank == 0 else None)
+    assert asked == [PRECISIONS.index("bf16" if rank == 0 else "auto")]
+    assert Run._choose_precision(run, "fp32").precision == "fp32"
+    assert len(asked) == 1  # what is asked for is everybody's anyway
 
 
 def test_a_gpu_is_taken_where_there_is_one(machine) -> None:
