@@ -144,7 +144,9 @@ class Trainer:
     def losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Each task's own; of several tasks from one pass of the encoder."""
         if self.together:
-            batches = self.model.encode_together(batches)
+            batches = self.model.encode_together(batches, self.device)
+        else:
+            batches = {name: batch.to(self.device) for name, batch in batches.items()}
         tasks = {name: self.plan.datasets[name].task for name in batches}
         return {
             name: objective(self.model, tasks[name], self.config.loss or tasks[name].loss, batch)
@@ -195,7 +197,7 @@ class Trainer:
             shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
             self.dropout_key.rows = row_places(batches) if shared else None
             with others_there(self.processes):
-                losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
+                losses = self.losses(batches)
             losses = {name: batches[name].weight * loss for name, loss in losses.items()}
             self.scaler.scale(sum(self.loss_weights[name] * loss for name, loss in losses.items())).backward()
             total = {name: total[name] + loss.detach() for name, loss in losses.items()}
