@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from kernels.dropout import install_dropout, seed_generator
+from lora.methods import METHODS
 from tasks.data import Batch, Dataset
 from tasks.mixture import Mixture
 from tasks.model import TaskModel
 from tasks.objective import objective
 from training.best import dev_scores, epochs_kept, longest_wait, mean, single
+from training.casting import cast_layer_by_layer
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.errors import TrainingError, not_finite
@@ -74,6 +76,8 @@ class Trainer:
         # On a GPU a process draws masks for its own rows alone, which must not be another's.
         own = processes.rank if device.type == "cuda" else 0
         self.dropout_key = install_dropout(model, config.seed + own)
+        if METHODS[config.method].trains_encoder and device.type != "cpu":
+            cast_layer_by_layer(model.bert)
         if config.recompute:
             recompute_layers(model.bert, self.dropout_key)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
