@@ -24,6 +24,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ def dora_magnitude(
     low_rank = {"h": (h, (M, rank)), "Bt": (Bt, (rank, N))}
     _check(rank, dy=(dy, (M, N)), x=(x, (M, K)), weight=(weight, (N, K)), **low_rank, **vectors)
     fused = _has_kernels(x, h, Bt, norm) and not _too_large(x) and not _too_large(dy) and not _too_wide(x)
-    module = importlib.import_module("kernels.lora_magnitude") if fused else reference
+    module = kernel_module("magnitude") if fused else reference
     return _call(module.dora_magnitude, dots, magnitude, norm, dy, x, weight, h, Bt, scaling)
 
 
@@ -181,7 +182,13 @@ def choose(
         raise TypeError(f"bfloat16 activations need sm_80, {x.device} is older: use float16")
     if _without_launch(operation, x, rank) or not isinstance(mask, Mask | None):
         return getattr(matmul, name)
-    return getattr(importlib.import_module(f"kernels.lora_{KERNEL_OF.get(operation, operation)}"), name)
+    return getattr(kernel_module(KERNEL_OF.get(operation, operation)), name)
+
+
+@functools.cache
+def kernel_module(name: str) -> ModuleType:
+    """Imported where it is first needed, since it imports Triton."""
+    return importlib.import_module(f"kernels.lora_{name}")
 
 
 def choose_for_weight(name: str, weight: Tensor, lora_B: Tensor) -> Callable:
@@ -190,7 +197,7 @@ def choose_for_weight(name: str, weight: Tensor, lora_B: Tensor) -> Callable:
         return getattr(reference, name)
     if _too_wide(weight):
         return getattr(reference, name)
-    return getattr(importlib.import_module("kernels.lora_merge"), name)
+    return getattr(kernel_module("merge"), name)
 
 
 def _call(function: Callable, *arguments: object) -> Tensor | tuple[Tensor, Tensor | None]:

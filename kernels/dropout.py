@@ -128,8 +128,8 @@ class Dropout(nn.Dropout):
     """y = x ⊙ keep / (1 - p) (Srivastava et al. 2014), with p rounded to 1/256ths: exactly unbiased.
 
     A p of at most 1/512 drops nothing, one below 1 never everything. `site` tells the layers of a model
-    apart, `key` is shared by all of them. On a GPU PyTorch's own dropout is fast, and is used with its
-    own random numbers.
+    apart, `key` is shared by all of them. On a GPU PyTorch's own dropout is fast, and is used: its random
+    numbers are those of `seed_generator`.
     """
 
     def __init__(self, p: float, key: DropoutKey, site: int, name: str = ""):
@@ -138,13 +138,15 @@ class Dropout(nn.Dropout):
         self.drop = 256 if p == 1 else min(round(256 * p), 255)  # of 256 byte values
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p, self.training)
         return _Masked.apply(x, self.draw(x)) if self.training and self.drop else x
 
     def draw(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """One mask for tensors like x, as the function that applies it; its own gradient, since linear."""
         if not self.training or self.drop == 0:
             return torch.positive  # +x, x itself
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return F.dropout(torch.ones_like(x), self.p).mul
         if self.drop == 256:
             return torch.zeros_like(x).mul
@@ -164,6 +166,17 @@ class Dropout(nn.Dropout):
             return self.draw(x)
         site = (self.key.next_use(self.site) << 16) + self.site
         return Mask(self.p, self.key.seed, self.key.step, site)
+
+
+def seed_generator(device: torch.device, *numbers: int) -> None:
+    """Have a GPU's masks from here on be a function of these numbers; a CPU's are one of their key.
+
+    The seed goes along with what is queued next: the host waits for nothing.
+    """
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        seed = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)
+        torch.cuda.default_generators[index].manual_seed(int(seed[0]))
 
 
 def draw(dropout: nn.Dropout, x: Tensor) -> Masking:

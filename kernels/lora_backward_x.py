@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find, rows_per_split
+from kernels.launch import Launch, architecture, ceil_div, find, rows_per_split
 from kernels.philox import Mask
 from kernels.tiles import (
     compiled_for,
@@ -84,9 +84,9 @@ def lora_backward_x(
     (M, K), rank = x.shape, A.shape[0]
     launch = launch or find("backward_x", architecture(x.device), x.dtype, rank)
     rows_each = rows_per_split(M, launch)
-    splits = triton.cdiv(M, max(rows_each, 1))
+    splits = ceil_div(M, max(rows_each, 1))
     partial = torch.empty(splits, rank, K, dtype=torch.float32, device=x.device)
-    kernel[(triton.cdiv(K, launch.columns), splits)](
+    kernel[(ceil_div(K, launch.columns), splits)](
         x,
         dx,
         dh,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find, rows_per_split
+from kernels.launch import Launch, architecture, ceil_div, find, rows_per_split
 from kernels.tiles import compiled_for, load_tile, store_tile
 
 
@@ -67,7 +67,7 @@ def lora_backward_y(
     (M, N), rank = dy.shape, Bt.shape[0]
     launch = launch or find("backward_y", architecture(dy.device), dy.dtype, rank)
     rows_each = rows_per_split(M, launch)
-    splits, blocks = triton.cdiv(M, max(rows_each, 1)), triton.cdiv(N, launch.columns)
+    splits, blocks = ceil_div(M, max(rows_each, 1)), ceil_div(N, launch.columns)
     dh = torch.empty(blocks, M, rank, dtype=torch.float32, device=dy.device)
     dB = torch.empty(splits, rank, N, dtype=torch.float32, device=dy.device)
     kernel[(blocks, splits)](

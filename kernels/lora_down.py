@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find
+from kernels.launch import Launch, architecture, ceil_div, find
 from kernels.philox import Mask
 from kernels.tiles import compiled_for, fma, kept, load_tile, mask_arguments, store_tile
 
@@ -75,7 +75,7 @@ def lora_down(
     (M, K), rank = x.shape, A.shape[0]
     launch = launch or find("down", architecture(x.device), x.dtype, rank)
     h = torch.empty(M, rank, dtype=torch.float32, device=x.device)
-    kernel[(triton.cdiv(M, launch.rows),)](
+    kernel[(ceil_div(M, launch.rows),)](
         x,
         A,
         gain,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find
+from kernels.launch import Launch, architecture, ceil_div, find
 from kernels.philox import Mask
 from kernels.tiles import compiled_for, kept, load_tile, mask_arguments, store_tile
 
@@ -41,7 +41,7 @@ def lora_drop(x: Tensor, mask: Mask, launch: Launch | None = None) -> Tensor:
     M, K = x.shape
     launch = launch or find("drop", architecture(x.device), x.dtype, 1)
     dropped = torch.empty_like(x)
-    kernel[(triton.cdiv(M, launch.rows), triton.cdiv(K, launch.columns))](
+    kernel[(ceil_div(M, launch.rows), ceil_div(K, launch.columns))](
         x,
         dropped,
         M,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find
+from kernels.launch import Launch, architecture, ceil_div, find
 from kernels.tiles import compiled_for, fma, load_tile, store_tile
 
 SMALLEST = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -109,7 +109,7 @@ def _launch(
 ) -> None:
     (N, K), rank = weight.shape, lora_A.shape[0]
     launch = launch or find("merge", architecture(weight.device), weight.dtype, K)
-    kernel[(triton.cdiv(N, launch.rows),)](
+    kernel[(ceil_div(N, launch.rows),)](
         weight,
         lora_A,
         lora_B,

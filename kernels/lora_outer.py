@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find, rows_per_split
+from kernels.launch import Launch, architecture, ceil_div, find, rows_per_split
 from kernels.philox import Mask
 from kernels.tiles import compiled_for, fma, kept, load_tile, load_transposed, mask_arguments, store_tile
 
@@ -129,10 +129,10 @@ def _outer(
     (M, K), rank = x.shape, h.shape[1]
     launch = launch or find("outer", architecture(x.device), x.dtype, rank)
     rows_each = rows_per_split(M, launch)
-    splits = triton.cdiv(M, max(rows_each, 1))
+    splits = ceil_div(M, max(rows_each, 1))
     height = rank if y is None else rank + 1
     partial = torch.empty(splits, height, K, dtype=torch.float32, device=x.device)
-    kernel[(triton.cdiv(K, launch.columns), splits)](
+    kernel[(ceil_div(K, launch.columns), splits)](
         h,
         x,
         gain,

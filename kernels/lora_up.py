@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, find
+from kernels.launch import Launch, architecture, ceil_div, find
 from kernels.philox import Mask
 from kernels.tiles import compiled_for, kept, load_tile, mask_arguments, rank_1_updates, store_tile
 
@@ -76,7 +76,7 @@ def lora_up(
     """As kernels.reference has it: y [M, N], h [M, r], Bᵀ [r, N], g, b [N] -> y."""
     (M, N), rank = y.shape, Bt.shape[0]
     launch = launch or find("up", architecture(y.device), y.dtype, rank)
-    kernel[(triton.cdiv(M, launch.rows), triton.cdiv(N, launch.columns))](
+    kernel[(ceil_div(M, launch.rows), ceil_div(N, launch.columns))](
         y,
         h,
         Bt,

@@ -1,5 +1,7 @@
 """What the kernels share: tiles of row-major matrices, the mask, and what they are compiled for."""
 
+import functools
+
 import triton
 import triton.language as tl
 from triton.runtime import KernelInterface
@@ -96,6 +98,13 @@ def compiled_for(
     kernel: KernelInterface, width: int, rank: int, mask: Mask | None, launch: Launch
 ) -> dict[str, object]:
     """The keyword arguments of a launch: a kernel's constants, and what the compiler is told."""
+    return dict(_compiled_for(kernel, width, rank, mask is not None, launch))
+
+
+@functools.cache  # a step has some hundred launches of a few kinds
+def _compiled_for(
+    kernel: KernelInterface, width: int, rank: int, dropout: bool, launch: Launch
+) -> dict[str, object]:
     values = {
         "K": width,
         "N": width,
@@ -103,7 +112,7 @@ def compiled_for(
         "RANKS": padded_rank(rank, launch.form),
         "ROWS": launch.rows,
         "COLUMNS": launch.columns,
-        "DROPOUT": mask is not None,
+        "DROPOUT": dropout,
         "FORM": launch.form,
     }
     constants = [name for name, kind in kernel.fn.__annotations__.items() if kind is tl.constexpr]

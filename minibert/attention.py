@@ -1,12 +1,13 @@
-"""Self-attention over packed sequences, with its gradients by hand.
+"""Self-attention over packed sequences: for a CPU with its gradients by hand, for a GPU by PyTorch's kernels.
 
-Letters: M tokens, S sequences of a block, T tokens that each is padded to, H hidden size, N heads,
+Letters: M tokens, S sequences (of a block), T tokens that each is padded to, H hidden size, N heads,
 D = H / N head size.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -67,6 +68,50 @@ class Attention(torch.autograd.Function):
         return *(grid.gather(cells, q) for cells in d_cells), None, None, None
 
 
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, num_heads: int, dropout: float
+) -> Tensor:
+    """O = dropout(softmax(Q Kᵀ / √D)) V by PyTorch's fused kernels, which keep neither P nor dropout's mask.
+
+    q, k, v [M, H] -> [M, H]. The mask is drawn from the default generator of the device.
+    """
+    shape = (len(sequences.lengths), -1, num_heads, q.shape[1] // num_heads)  # S, T, N, D
+    Q, K, V = (Pad.apply(x, sequences).view(shape).transpose(1, 2) for x in (q, k, v))  # [S, N, T, D]
+    context = F.scaled_dot_product_attention(Q, K, V, sequences.key_bias(q.dtype), dropout)  # [S, N, T, D]
+    return Unpad.apply(context.transpose(1, 2).reshape(-1, q.shape[1]), sequences)
+
+
+class Pad(torch.autograd.Function):
+    """x [M, H] -> cells [S T, H] of the rectangle, by one gather; its gradient is gathered back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, sequences: Sequences) -> Tensor:
+        ctx.sequences = sequences
+        return x.index_select(0, sequences.rectangle.source)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_cells: Tensor) -> tuple[Tensor, None]:
+        # Cells past a sequence's end have no gradient, for no query or key there counts.
+        return d_cells.index_select(0, ctx.sequences.rectangle.target), None
+
+
+class Unpad(torch.autograd.Function):
+    """cells [S T, H] -> [M, H], by one gather. The cells that no token has read get a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx, cells: Tensor, sequences: Sequences) -> Tensor:
+        ctx.sequences, ctx.shape = sequences, cells.shape
+        return cells.index_select(0, sequences.rectangle.target)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dx: Tensor) -> tuple[Tensor, None]:
+        tokens = len(dx) - ctx.sequences.filler
+        target = ctx.sequences.rectangle.target[:tokens]
+        return dx.new_zeros(ctx.shape).index_copy_(0, target, dx[:tokens]), None
+
+
 class SelfAttention(nn.Module):
     """softmax(Q Kᵀ / √D) V in each of N heads; the one place where tokens see each other."""
 
@@ -81,5 +126,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """x [M, H] -> [M, H]"""
         q, k, v = apply_all((self.query, self.key, self.value), x)  # [M, H] each
+        if x.device.type != "cpu":
+            dropout = self.dropout.p if self.dropout.training else 0.0
+            return fused_attention(q, k, v, sequences, self.num_heads, dropout)
         q = q / math.sqrt(x.shape[1] // self.num_heads)
         return Attention.apply(q, k, v, sequences, self.num_heads, self.dropout)

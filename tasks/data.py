@@ -4,13 +4,14 @@ Letters: M tokens, S sequences, B examples, H hidden size.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minibert.blocks import next_multiple
 from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
@@ -19,6 +20,8 @@ from tasks.share import Share
 
 POOL = 50  # batches whose examples are sorted by length together
 ROUND = 64  # M of a whole batch is filled up to a multiple of this: see `Sequences.filler`
+
+ALIGNED = 16  # bytes: where each tensor of one copy begins
 
 
 def filler_of(tokens: int, share: Share | None) -> int:
@@ -62,14 +65,44 @@ class Batch:
         return x if self.share is None else torch.cat([self.share.gather(side) for side in x.chunk(2)])
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            token_type_ids=self.token_type_ids.to(device),
-            sequences=self.sequences.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            pooled=None if self.pooled is None else self.pooled.to(device),
-        )
+        """This batch on a device, by one copy; where its pooled vectors are known, the tokens stay behind."""
+        if device.type == "cpu":
+            return self
+        read = ("input_ids", "token_type_ids", "labels") if self.pooled is None else ("pooled", "labels")
+        own = {name: getattr(self, name) for name in read if getattr(self, name) is not None}
+        of_sequences = self.sequences.tensors() if self.pooled is None else {}
+        moved = move(own | of_sequences, device)
+        sequences = self.sequences.holding(moved) if self.pooled is None else self.sequences
+        return replace(self, sequences=sequences, **{name: moved[name] for name in own})
+
+
+def move(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The host's tensors on a device: they go to a GPU in one copy, which the host does not wait for.
+
+    For that they lie side by side in pinned memory, which PyTorch uses again once it has been read.
+    """
+    if device.type == "cpu":
+        return dict(tensors)
+    here = pack(tensors, pinned=device.type == "cuda")
+    return unpack(here.to(device, non_blocking=True), like=tensors)
+
+
+def pack(tensors: Mapping[str, Tensor], pinned: bool) -> Tensor:
+    """Tensors of any dtypes as one row of bytes, each from a multiple of `ALIGNED` on."""
+    total = sum(next_multiple(tensor.nbytes, ALIGNED) for tensor in tensors.values())
+    row = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
+    for name, part in unpack(row, like=tensors).items():
+        part.copy_(tensors[name])
+    return row
+
+
+def unpack(row: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that lie in a row of bytes: views of it, with shapes and dtypes `like` those packed."""
+    parts = row.split([next_multiple(tensor.nbytes, ALIGNED) for tensor in like.values()])
+    return {
+        name: part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), part in zip(like.items(), parts, strict=True)
+    }
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -91,7 +124,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         ids=tuple(one for batch in batches for one in batch.ids),
         input_ids=row("input_ids"),
         token_type_ids=row("token_type_ids"),
-        sequences=Sequences(lengths, filler, first.sequences.device, whole, places),
+        sequences=Sequences(lengths, filler, whole, places),
         labels=None,
     )
 

@@ -3,6 +3,8 @@
 Letters: B examples, C outputs, H hidden size, S sequences.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +32,18 @@ def pearson(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - (x * y).sum() / ((x.square().sum() * y.square().sum()).clamp(min=1e-12)).sqrt()
 
 
+def where(chosen: Tensor, values: Tensor, otherwise: float) -> Tensor:
+    """The chosen values, flat; on a GPU `otherwise` stands for each of the others.
+
+    How many are chosen only the GPU knows: to select them is to wait for it.
+    """
+    return values[chosen] if values.device.type == "cpu" else filled(chosen, values, otherwise)
+
+
+def filled(chosen: Tensor, values: Tensor, otherwise: float) -> Tensor:
+    return values.masked_fill(~chosen, otherwise).flatten()
+
+
 COSENT_SCALE = 20.0 / 5.0  # λ of scores that span 5; CoSENT's own is 20, of cosines
 
 
@@ -41,7 +55,7 @@ def cosent(logits: Tensor, labels: Tensor) -> Tensor:
     s = COSENT_SCALE * logits.squeeze(1)
     wrong = s[None, :] - s[:, None]  # [B, B], sⱼ - sᵢ
     ordered = labels[:, None] > labels[None, :]
-    terms = wrong[ordered]
+    terms = where(ordered, wrong, otherwise=-math.inf)
     return torch.cat([terms, terms.new_zeros(1)]).logsumexp(dim=0)
 
 
@@ -77,7 +91,7 @@ def simcse(u: Tensor, v: Tensor, labels: Tensor) -> Tensor:
     similarities = F.normalize(u, eps=1e-8) @ F.normalize(v, eps=1e-8).T / TEMPERATURE  # [B, B]
     losses = similarities.logsumexp(dim=1) - similarities.diagonal()  # [B]
     positive = labels >= POSITIVE
-    return losses[positive].sum() / positive.sum().clamp(min=1)
+    return where(positive, losses, otherwise=0.0).sum() / positive.sum().clamp(min=1)
 
 
 def simcse_unsupervised(u: Tensor, v: Tensor) -> Tensor:

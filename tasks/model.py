@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from minibert.model import Bert
 from minibert.pooling import POOLINGS
-from tasks.data import Batch, join
+from tasks.data import Batch, join, move
 
 
 class TaskModel(nn.Module):
@@ -45,13 +46,17 @@ class TaskModel(nn.Module):
         pooled = self.encode(batch) if batch.pooled is None else batch.pooled  # [S, H]
         return self.heads[task](pooled)  # [B, C]
 
-    def encode_together(self, batches: Mapping[str, Batch]) -> dict[str, Batch]:
-        """Batches of several tasks with their pooled vectors, of one pass, each task by its own adapters."""
+    def encode_together(self, batches: Mapping[str, Batch], device: torch.device) -> dict[str, Batch]:
+        """Batches of several tasks with their pooled vectors, of one pass, each task by its own adapters.
+
+        They are still on the host: only labels, and the row that they make together, go to the device.
+        """
         self.send(batches)
-        pooled = self.encode(join(list(batches.values())))  # [S, H]
+        pooled = self.encode(join(list(batches.values())).to(device))  # [S, H]
         parts = pooled.split([len(batch.sequences.lengths) for batch in batches.values()])
+        labels = move({task: batch.labels for task, batch in batches.items()}, device)  # [B] each
         return {
-            task: replace(batch, pooled=part)
+            task: replace(batch, pooled=part, labels=labels[task])
             for (task, batch), part in zip(batches.items(), parts, strict=True)
         }
 

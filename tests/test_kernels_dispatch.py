@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels import dispatch, matmul, reference
+from kernels.launch import ceil_div, find
 from kernels.philox import Mask
 
 ROOT = Path(__file__).parents[1]
@@ -246,3 +247,25 @@ def test_every_route_on_a_gpu_agrees_with_float64(name, rank, dtype, within):
     for one, two in [*pairs, *((given[key], exact[key]) for key in activations)]:
         error = (one.double() - two.double()).norm() / two.double().norm()
         assert error <= max(within, 2e-3 if name == "lora_merge" else 0)
+
+
+def test_a_launchs_constants_are_worked_out_once_and_are_the_callers_own():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from kernels import lora_down, tiles
+
+    launch = find("down", 80, torch.float16, 8)
+    first = tiles.compiled_for(lora_down.kernel, 768, 8, None, launch)
+    expected = dict(first)
+    first.clear()  # as the compiler's audit takes some out
+    hits = tiles._compiled_for.cache_info().hits
+    assert tiles.compiled_for(lora_down.kernel, 768, 8, None, launch) == expected
+    assert tiles._compiled_for.cache_info().hits == hits + 1
+    mask = Mask(0.1, seed=0, step=0, site=0)
+    others = [(768, 8, mask, launch), (64, 8, None, launch), (768, 4, None, launch)]
+    others += [(768, 8, None, launch._replace(warps=2))]
+    assert all(tiles.compiled_for(lora_down.kernel, *other) != expected for other in others)
+
+
+@pytest.mark.parametrize(("number", "by", "expected"), [(0, 8, 0), (1, 8, 1), (8, 8, 1), (9, 8, 2)])
+def test_division_rounds_up(number: int, by: int, expected: int):
+    assert ceil_div(number, by) == expected

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kernels.dropout import Dropout, DropoutKey, install_dropout, keep_mask
+from kernels.dropout import Dropout, DropoutKey, install_dropout, keep_mask, seed_generator
 from minibert.sequences import Sequences
 from minibert.weights import load_bert
 
@@ -303,3 +303,33 @@ class TestInstall:
         hidden = bert(ids, torch.zeros_like(ids), Sequences((8,) * 16))  # [16 · 8, H]
         first, second = hidden.unflatten(0, (2, -1))
         assert not torch.isclose(first, second).all(dim=-1).any()
+
+
+class TestOnAGpu:
+    def test_a_layer_is_pytorchs_own_dropout_and_draws_nothing_by_its_key(self):
+        layer, x = dropout(0.5).train(), torch.ones(4, 5, device="meta", requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad.is_meta
+        assert layer.key.next_use(layer.site) == 0
+        assert layer.eval()(x) is x
+
+    def test_the_seed_is_a_function_of_each_number_and_of_their_order(self, monkeypatch):
+        generators = (torch.Generator(), torch.Generator())
+        monkeypatch.setattr(torch.cuda, "default_generators", generators)
+        device, seeds = torch.device("cuda", 1), []
+        several = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (-1, 0, 0, 0)]
+        for numbers in several:
+            seed_generator(device, *numbers)
+            seeds.append(generators[1].initial_seed())
+            torch.rand(3, generator=generators[1])
+            drawn = torch.rand(3, generator=generators[1])
+            seed_generator(device, *numbers)
+            torch.rand(3, generator=generators[1])
+            assert torch.equal(torch.rand(3, generator=generators[1]), drawn)
+        assert len(set(seeds)) == len(several)
+        assert generators[0].initial_seed() not in seeds
+
+    def test_a_cpus_random_numbers_are_left_alone(self):
+        before = torch.get_rng_state()
+        seed_generator(torch.device("cpu"), 1, 2, 3, 4)
+        assert torch.equal(torch.get_rng_state(), before)

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from tolerances import tolerance
 from torch import Tensor, nn
 
 from kernels.dropout import Dropout as KeyedDropout
 from kernels.dropout import DropoutKey
-from minibert.attention import Attention
+from minibert.attention import Attention, SelfAttention, fused_attention
 from minibert.blocks import block_sizes
 from minibert.layers import Dropout
 from minibert.sequences import Sequences
@@ -44,7 +45,7 @@ def by_sequence(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], masks
 
     `masks` are those of the blocks, [S, N, T, T] each.
     """
-    blocks = zip(block_sizes(lengths, on_cpu=True), masks, strict=True)
+    blocks = zip(block_sizes(lengths), masks, strict=True)
     of = {i: one for (_, members), mask in blocks for i, one in zip(members, mask, strict=True)}  # [N, T, T]
     size, first, out = HIDDEN // HEADS, 0, []
     for i, length in enumerate(lengths):
@@ -86,6 +87,59 @@ def test_the_filler_sees_nothing_and_is_seen_by_none():
     assert out[-FILLER:].count_nonzero() == 0
     gradients = torch.autograd.grad(out.sum(), rows)
     assert all(gradient[-FILLER:].count_nonzero() == 0 for gradient in gradients)
+
+
+class TestFused:
+    """A GPU's form, called on a CPU."""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    @pytest.mark.parametrize(
+        ("lengths", "filler"), [(LENGTHS, 2), ((8, 8), 2), ((8, 8), 0), ((3,), 1)], ids=str
+    )
+    def test_values_and_gradients_are_those_of_the_packed_form(self, lengths, filler: int, dtype):
+        shape = (3, sum(lengths) + filler, HIDDEN)
+        q, k, v = torch.randn(shape, dtype=dtype).requires_grad_().unbind()
+        sequences, tokens = Sequences(lengths, filler), sum(lengths)
+        packed = Attention.apply(q / math.sqrt(HIDDEN // HEADS), k, v, sequences, HEADS, Dropout(0.0))
+        fused = fused_attention(q, k, v, sequences, HEADS, 0.0)
+        torch.testing.assert_close(fused[:tokens], packed[:tokens], **tolerance(dtype))
+        weighing = torch.randn_like(fused)  # of the filler too: it has no gradient whatever stands there
+        ours, theirs = (torch.autograd.grad((out * weighing).sum(), (q, k, v)) for out in (fused, packed))
+        torch.testing.assert_close(ours, theirs, **tolerance(dtype))
+        assert all(gradient[tokens:].count_nonzero() == 0 for gradient in ours)
+        assert fused.isfinite().all()
+
+    def test_neither_probabilities_nor_scores_are_kept(self):
+        lengths, kept = (128, 120), []
+        rows = list(torch.randn(3, sum(lengths), HIDDEN).requires_grad_().unbind())
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+            fused_attention(*rows, Sequences(lengths), HEADS, 0.0)
+        assert kept
+        assert max(x.untyped_storage().nbytes() for x in kept) < 4 * 2 * HEADS * 128 * 128
+
+    def test_its_dropout_keeps_the_mean_and_follows_the_generator(self):
+        rows, sequences = [x.float() for x in random_rows(0, FEW)], Sequences(FEW, FILLER)
+        draws = [fused_attention(*rows, sequences, HEADS, 0.5).detach() for _ in range(2000)]
+        without = fused_attention(*rows, sequences, HEADS, 0.0).detach()
+        assert not torch.equal(draws[0], draws[1])
+        error = (torch.stack(draws).mean(0) - without)[:-FILLER].abs().max()
+        assert error < 5 * torch.stack(draws).std(0).max() / math.sqrt(len(draws))
+        torch.manual_seed(0)
+        again = fused_attention(*rows, sequences, HEADS, 0.5)
+        torch.manual_seed(0)
+        assert torch.equal(again, fused_attention(*rows, sequences, HEADS, 0.5))
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_it_is_what_a_layer_calls_on_any_other_device(self, training: bool, monkeypatch):
+        told = []
+        monkeypatch.setattr(
+            "minibert.attention.fused_attention", lambda *arguments: told.append(arguments) or arguments[0]
+        )
+        layer = SelfAttention(HIDDEN, HEADS, dropout=0.25).train(training).to("meta")
+        sequences = Sequences(FEW).to(torch.device("meta"))
+        assert layer(torch.empty(sum(FEW), HIDDEN, device="meta"), sequences).is_meta
+        ((*_, heads, dropout),) = told
+        assert (heads, dropout) == (HEADS, 0.25 if training else 0.0)
 
 
 @pytest.mark.parametrize(

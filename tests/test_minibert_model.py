@@ -453,7 +453,7 @@ class TestSequences:
     @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=60))
     @settings(deadline=None)
     def test_sequences_of_one_multiple_of_16_share_a_block_and_few_join_the_next(self, lengths: list[int]):
-        padded_to = {i: T for T, members in block_sizes(lengths, on_cpu=True) for i in members}
+        padded_to = {i: T for T, members in block_sizes(lengths) for i in members}
         above = None
         for least in sorted({next_multiple(length, 16) for length in lengths}, reverse=True):
             members = [i for i, length in enumerate(lengths) if next_multiple(length, 16) == least]

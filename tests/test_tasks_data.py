@@ -17,7 +17,7 @@ from tiny_bert import TINY
 from minibert.tokenizer import Tokenizer
 from tasks import QQP, SST, STS
 from tasks.base import Example, Task
-from tasks.data import POOL, Dataset, Features, epoch_order, like_length
+from tasks.data import POOL, Dataset, Features, epoch_order, like_length, pack, unpack
 from tasks.mixture import Mixture
 from tasks.share import dealt
 
@@ -132,17 +132,38 @@ def test_without_a_label_for_every_example_a_batch_has_none(tokenizer: Tokenizer
     assert Dataset(STS, examples, tokenizer).collate(np.arange(1, 3)).labels is None
 
 
-def test_a_batch_moves_to_a_device_whole(tokenizer: Tokenizer):
+def test_a_batch_moves_to_a_device_with_all_that_a_step_reads(tokenizer: Tokenizer):
     meta = torch.device("meta")
     data = Dataset(SST, some_examples(SST, 5), tokenizer)
-    assert data.collate(np.arange(5)).to(meta).pooled is None
+    batch = data.collate(np.arange(5))
+    moved = batch.to(meta)
+    sequences = moved.sequences
+    read = [moved.input_ids, moved.token_type_ids, moved.labels, *sequences.tensors().values()]
+    assert {tensor.device for tensor in read} == {meta}
+    assert set(sequences.tensors()) == set(batch.sequences.tensors())
+    assert (moved.pooled, sequences) == (None, batch.sequences)
+    assert batch.to(torch.device("cpu")) is batch
     data.features = Features(5, np.arange(5), sides=1, hidden_size=7)
-    batch = data.collate(np.arange(5)).to(meta)
-    moved = (batch.input_ids, batch.token_type_ids, batch.labels, batch.sequences.counts, batch.pooled)
-    assert [tensor.device for tensor in moved] == [meta] * 5
-    assert batch.sequences.filler == data.collate(np.arange(5)).sequences.filler
+    moved = data.collate(np.arange(5)).to(meta)
+    assert {moved.pooled.device, moved.labels.device} == {meta}
     data = Dataset(SST, some_examples(SST, 5, labelled=False), tokenizer)
     assert data.collate(np.arange(5)).to(meta).labels is None
+
+
+def test_what_is_packed_is_unpacked_bit_for_bit_from_one_memory():
+    tensors = {
+        "labels": torch.randint(9, (5,)),
+        "bytes": torch.randint(99, (3,), dtype=torch.int8),
+        "pooled": torch.randn(3, 1, 7),
+        "nothing": torch.empty(0, 4),
+        "ids": torch.randint(99, (11,), dtype=torch.int32),
+    }
+    row = pack(tensors, pinned=False)
+    found = unpack(row, like=tensors)
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+        assert found[name].untyped_storage().data_ptr() == row.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("siamese", [False, True])

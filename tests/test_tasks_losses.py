@@ -16,6 +16,7 @@ from tasks.losses import (
     cosent,
     cosine_error,
     cross_entropy,
+    filled,
     mean_squared_error,
     pearson,
     simcse,
@@ -201,6 +202,30 @@ def test_a_pair_that_differs_is_pushed_apart_up_to_the_margin(distance: float, m
     value, gradient, _ = value_and_gradients(contrastive, u, v, torch.zeros(1))
     assert (value > 0) == moves
     assert bool(gradient.any()) == moves
+
+
+@pytest.mark.parametrize("loss", [cosent, simcse])
+def test_where_nothing_is_selected_a_loss_and_its_gradient_are_the_same(loss, monkeypatch):
+    """On a GPU all values stay, and those that do not count weigh nothing."""
+    shapes = [(9, 1)] if loss is cosent else [(9, 4), (9, 4)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    labels = torch.tensor([0.0, 1.0, 0.9, 0.2, 1.0, 0.5, 0.5, 0.0, 0.8], dtype=torch.float64)
+    selected = loss(*inputs, labels)
+    gradients = torch.autograd.grad(selected, inputs)
+    monkeypatch.setattr("tasks.losses.where", filled)
+    weighed = loss(*inputs, labels)
+    torch.testing.assert_close(weighed, selected, **FP64)
+    torch.testing.assert_close(torch.autograd.grad(weighed, inputs), gradients, **FP64)
+
+
+def test_on_another_device_no_loss_reads_a_value():
+    """A tensor on the meta device has none: whatever depends on one raises."""
+    there = {"device": "meta", "requires_grad": True}
+    for loss in (*LOSSES.values(), *SIDE_LOSSES.values()):
+        sides = loss in SIDE_LOSSES.values()
+        inputs = [torch.empty(9, 4, **there) for _ in range(2)] if sides else [torch.empty(9, 1, **there)]
+        dtype = torch.int64 if loss is cross_entropy else torch.float32
+        loss(*inputs, torch.empty(9, device="meta", dtype=dtype)).backward()
 
 
 def test_the_command_line_knows_every_loss_and_no_other():

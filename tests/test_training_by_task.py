@@ -52,7 +52,7 @@ def test_one_pass_over_several_tasks_is_a_pass_over_each(pair: str, tiny: Path, 
     trainer = Run(settings(tiny, small_data, pair=pair, **TOGETHER | STILL)).trainer
     batches = trainer.plan.batches_of(0)
     assert list(batches) == ["sst", "qqp", "sts"]
-    together = model.encode_together(batches)
+    together = model.encode_together(batches, torch.device("cpu"))
     for task, batch in batches.items():
         torch.testing.assert_close(model(task, together[task]), model(task, batch), atol=1e-5, rtol=1e-5)
     joined = join(list(batches.values()))

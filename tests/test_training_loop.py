@@ -2,6 +2,8 @@
 
 import math
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import train
 from lora.methods import METHODS
 from tasks.losses import LOSSES
 from training.errors import TrainingError
+from training.loop import read
 from training.run import Run
 from training.signals import stop_signals
 
@@ -147,6 +150,73 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_examples(
     assert call(train.main, *arguments).code == 0  # from the step before, as if nothing had been
     assert call(train.main, *flags(tiny, small_data, out=tmp_path / "whole")).code == 0
     assert left_behind(tmp_path / "run") == left_behind(tmp_path / "whole")
+
+
+WAYS = {
+    "lora": {},
+    "lora dropout": {"lora_dropout": 0.1, "hidden_layers": 1},
+    "full": {"method": "full", "pooling": "cls"},
+    "frozen": {"method": "frozen", "encoder_dropout": None},
+    "recomputed": {"recompute": True},
+    "pearson": {"loss": "pearson"},
+    "cosent": {"loss": "cosent"},
+    "simcse": {"loss": "simcse", "pair": "siamese", "features": "cosine"},
+    "simcse-unsup": {"loss": "simcse-unsup", "pair": "siamese", "features": "cosine"},
+    "three tasks": {"task": "sst+qqp+sts", "adapters": "per-task", "pair": "siamese"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_loss_or_gradient_depends_on_what_the_host_would_wait_for(
+    way: str, tiny: Path, small_data: Path
+) -> None:
+    """A tensor on the meta device has no values, so an operation that needs one on the host raises."""
+    changes = {"encoder_dropout": 0.1, "pooling": "mean"} | WAYS[way]
+    trainer = Run(settings(tiny, small_data, **changes)).trainer
+    for _ in trainer.encode_training_data():
+        pass
+    trainer.model.to("meta").train()
+    trainer.device = torch.device("meta")
+    losses = trainer.losses(trainer.plan.batches_of(0))
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(tensor.is_meta for tensor in (*losses.values(), *gradients))
+
+
+def test_a_step_reads_from_the_device_once(
+    tiny: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"task": "sst+qqp+sts", "adapters": "per-task"}
+    trainer = Run(settings(tiny, small_data, **changes)).trainer
+    trainer.step()
+    reads = []
+    monkeypatch.setattr("training.loop.read", lambda scalars: reads.append(scalars) or read(scalars))
+    for waits in ("item", "tolist", "__float__", "__int__", "cpu"):
+        monkeypatch.setattr(Tensor, waits, no_other_read(getattr(Tensor, waits)))
+    trainer.step()
+    assert [len(scalars) for scalars in reads] == [6]  # the losses and the norms of three tasks
+
+
+def no_other_read(method: Callable) -> Callable:
+    """A tensor's method, which only `read` may call."""
+
+    def checked(tensor: Tensor, *arguments: object) -> object:
+        assert sys._getframe(1).f_code.co_name == "read"
+        return method(tensor, *arguments)
+
+    return checked
+
+
+def test_a_gpu_s_masks_are_seeded_for_every_piece_of_every_step(
+    tiny: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Run(settings(tiny, small_data, seed=7, micro_batch_size=BATCH // 2)).trainer
+    seeded = []
+    monkeypatch.setattr("training.loop.seed_generator", lambda device, *numbers: seeded.append(numbers))
+    for _ in range(2):
+        trainer.step()
+    assert seeded == [(7, 0, step, piece) for step in range(2) for piece in range(2)]  # seed, rank, ...
 
 
 @pytest.mark.parametrize("task", ["sts", "sst"])

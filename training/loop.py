@@ -8,12 +8,14 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from kernels.dropout import install_dropout
+from kernels.dropout import install_dropout, seed_generator
+from lora.methods import METHODS
 from tasks.data import Batch, Dataset
 from tasks.mixture import Mixture
 from tasks.model import TaskModel
 from tasks.objective import objective
 from training.best import dev_scores, epochs_kept, longest_wait, mean, single
+from training.casting import cast_layer_by_layer
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.errors import TrainingError, not_finite
@@ -25,6 +27,11 @@ from training.processes import ALONE, Processes, others_there
 from training.recompute import recompute_layers
 from training.row_places import row_places
 from training.signals import Interrupted, Received, stop_signals
+
+
+def read(scalars: Sequence[Tensor]) -> list[float]:
+    """Their values. The host waits for the device, so it asks for all of them at once."""
+    return torch.stack(list(scalars)).cpu().tolist()
 
 
 class Trainer:
@@ -69,6 +76,8 @@ class Trainer:
         # On a GPU a process draws masks for its own rows alone, which must not be another's.
         own = processes.rank if device.type == "cuda" else 0
         self.dropout_key = install_dropout(model, config.seed + own)
+        if METHODS[config.method].trains_encoder and device.type != "cpu":
+            cast_layer_by_layer(model.bert)
         if config.recompute:
             recompute_layers(model.bert, self.dropout_key)
         # Only fp16 can underflow; what trains is fp32, so there is nothing else to scale.
@@ -144,7 +153,9 @@ class Trainer:
     def losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Each task's own; of several tasks from one pass of the encoder."""
         if self.together:
-            batches = self.model.encode_together(batches)
+            batches = self.model.encode_together(batches, self.device)
+        else:
+            batches = {name: batch.to(self.device) for name, batch in batches.items()}
         tasks = {name: self.plan.datasets[name].task for name in batches}
         return {
             name: objective(self.model, tasks[name], self.config.loss or tasks[name].loss, batch)
@@ -163,9 +174,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         pieces = self.plan.pieces_of(step, without=self.resting)
-        values, batches = self._backward(step, pieces), pieces[0]
+        (losses, told), batches = self._backward(step, pieces), pieces[0]
         self.scaler.unscale_(self.optimizer)
-        norms = {name: self._clip(name) for name in batches}
+        norms = [self._clip(name) for name in batches]
+        numbers = read([*losses.values(), *norms, *told])  # the one time that a step waits for the device
+        values, norms = (dict(zip(batches, part, strict=False)) for part in (numbers, numbers[len(norms) :]))
+        self._told = int(numbers[-1]) if told else None
         for name, batch in batches.items():
             self._check_finite(step, name, batch, values[name], norms[name])
         norm = math.hypot(*norms.values())
@@ -187,15 +201,19 @@ class Trainer:
         }
         return line | ({"losses": values} if self.together else {})
 
-    def _backward(self, step: int, pieces: Sequence[Mapping[str, Batch]]) -> dict[str, float]:
-        """Leave the gradient of the whole batch, summed over its pieces and the processes; its losses."""
+    def _backward(self, step: int, pieces: Sequence[Mapping[str, Batch]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Leave the gradient of the whole batch, summed over its pieces and the processes.
+
+        Its losses, and the largest number of the signals that any process has received.
+        """
         total = dict.fromkeys(pieces[0], 0.0)
-        for batches in pieces:
+        for number, batches in enumerate(pieces):
             self.dropout_key.step = step
+            seed_generator(self.device, self.config.seed, self.processes.rank, step, number)
             shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
             self.dropout_key.rows = row_places(batches) if shared else None
             with others_there(self.processes):
-                losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
+                losses = self.losses(batches)
             losses = {name: batches[name].weight * loss for name, loss in losses.items()}
             self.scaler.scale(sum(self.loss_weights[name] * loss for name, loss in losses.items())).backward()
             total = {name: total[name] + loss.detach() for name, loss in losses.items()}
@@ -204,9 +222,7 @@ class Trainer:
         apart = [total[name] for name, batch in batches.items() if batch.share and batch.share.apart]
         signals = self.processes.place(self.stopped.signum)
         self.processes.sum_all([*gradients, *apart, signals])  # of other losses each has computed all
-        if not self.processes.alone:
-            self._told = int(signals.max())
-        return {name: loss.item() for name, loss in total.items()}
+        return total, [] if self.processes.alone else [signals.max()]
 
     def _trained_by(self, task: str) -> list[torch.nn.Parameter]:
         """All that trains or, of tasks that step together, what is the task's own."""
@@ -214,11 +230,11 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return [p for p in parameters if not self.together or task in names[p]]
 
-    def _clip(self, task: str) -> float:
+    def _clip(self, task: str) -> Tensor:
         """Bound the gradient of what a task's batch trains; what its norm was."""
         # A bound that did not grow with the weight would undo it wherever gradients are clipped.
         bound = self.loss_weights[task] * self.config.max_grad_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.trained_by[task], bound).item()
+        return torch.nn.utils.clip_grad_norm_(self.trained_by[task], bound)
 
     def _check_finite(self, step: int, task: str, batch: Batch, loss: float, norm: float) -> None:
         # fp16's loss scale is lowered until the gradient is finite; at 1 it scales nothing, as without fp16.

@@ -16,15 +16,15 @@ from minibert.sequences import Sequences
 
 
 def recompute_layers(bert: Bert, key: DropoutKey) -> None:
-    """Have `bert` keep its layers' inputs alone wherever gradients are wanted."""
+    """Have `bert` keep its layers' inputs alone wherever gradients are wanted, however it calls them."""
+    call_layer = bert.call_layer
 
     def call(layer: nn.Module, x: Tensor, sequences: Sequences) -> Tensor:
         """x [M, H] -> [M, H]"""
         if not torch.is_grad_enabled():
-            return layer(x, sequences)
+            return call_layer(layer, x, sequences)
         # Not reentrant: a frozen input, which the first layer's is, would cut its adapters off.
-        return checkpoint(
-            layer, x, sequences, use_reentrant=False, context_fn=lambda: (nullcontext(), key.again())
-        )
+        contexts = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), key.again())}
+        return checkpoint(call_layer, layer, x, sequences, **contexts)
 
     bert.call_layer = call
