@@ -5,6 +5,7 @@ products. Here a counter-based generator (Philox, Salmon et al. 2011) gives rand
 and the mask is applied by bitwise AND. Nothing of the generator has to be saved to resume a run.
 """
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -82,6 +83,7 @@ class _Generators(threading.local):
 
     def __init__(self):
         self.philox = np.random.Philox(0)
+        self.of_gpu: dict[torch.device, torch.Generator] = {}
 
 
 _of_thread = _Generators()
@@ -106,6 +108,15 @@ def keep_mask(
     return torch.from_numpy(np.negative(kept, out=kept)).view(shape)
 
 
+def gpu_generator(device: torch.device, seed: int, step: int, site: int, use: int) -> torch.Generator:
+    """A GPU's generator at the start of the draw that these numbers name. The GPU is not waited for."""
+    generator = _of_thread.of_gpu.get(device)
+    if generator is None:
+        generator = _of_thread.of_gpu[device] = torch.Generator(device)
+    name = hashlib.blake2b(f"{seed}/{step}/{site}/{use}".encode(), digest_size=8)
+    return generator.manual_seed(int.from_bytes(name.digest(), "little"))
+
+
 class _Masked(torch.autograd.Function):
     """y = mask(x), a linear function and its own gradient."""
 
@@ -128,8 +139,8 @@ class Dropout(nn.Dropout):
     """y = x ⊙ keep / (1 - p) (Srivastava et al. 2014), with p rounded to 1/256ths: exactly unbiased.
 
     A p of at most 1/512 drops nothing, one below 1 never everything. `site` tells the layers of a model
-    apart, `key` is shared by all of them. On a GPU PyTorch's own dropout is fast, and is used with its
-    own random numbers.
+    apart, `key` is shared by all of them. On a GPU PyTorch's own random numbers are fast, and are drawn for
+    p as it is by a generator that begins each mask anew; other masks than a CPU's, and the same on each run.
     """
 
     def __init__(self, p: float, key: DropoutKey, site: int, name: str = ""):
@@ -144,11 +155,12 @@ class Dropout(nn.Dropout):
         """One mask for tensors like x, as the function that applies it; its own gradient, since linear."""
         if not self.training or self.drop == 0:
             return torch.positive  # +x, x itself
-        if x.is_cuda:
-            return F.dropout(torch.ones_like(x), self.p).mul
         if self.drop == 256:
             return torch.zeros_like(x).mul
         use, shape, first, beyond = self.key.next_use(self.site), x.shape, 0, None
+        if x.is_cuda:
+            generator = gpu_generator(x.device, self.key.seed, self.key.step, self.site, use)
+            return torch.empty_like(x).bernoulli_(1 - self.p, generator=generator).div_(1 - self.p).mul
         if self.key.rows is not None:
             first, beyond, use = self.key.rows(self.name, x, use)
         if beyond is not None:  # what follows the last of them, filler, may have any row's

@@ -190,9 +190,10 @@ class Trainer:
     def _backward(self, step: int, pieces: Sequence[Mapping[str, Batch]]) -> dict[str, float]:
         """Leave the gradient of the whole batch, summed over its pieces and the processes; its losses."""
         total = dict.fromkeys(pieces[0], 0.0)
-        for batches in pieces:
-            self.dropout_key.step = step
+        for number, batches in enumerate(pieces):
             shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
+            if shared or number == 0:  # on a GPU the pieces of a step go on counting: each has its own masks
+                self.dropout_key.step = step
             self.dropout_key.rows = row_places(batches) if shared else None
             with others_there(self.processes):
                 losses = self.losses({name: batch.to(self.device) for name, batch in batches.items()})
