@@ -138,7 +138,7 @@ def call(func, args: tuple, kwargs: dict) -> object:
         count = here or asked == "cuda"
     out = func(*tree_map(real, args), **tree_map(real, kwargs))
     if count and not func.is_view:
-        COUNTS.launches[name] += launches_of(func, name, args, kwargs, out)
+        COUNTS.launches[name] += launches_of(name, args)
     return out if name in ANSWERS else answer(out, tensors, on_device(name, args, here, asked))
 
 
@@ -234,31 +234,24 @@ class Kernel:
             self.compute(given)
 
 
-def down(k: SimpleNamespace) -> None:
-    k.h.copy_(reference.lora_down(k.x, k.A, k.scale, k.mask, k.gain))
-
-
-def up(k: SimpleNamespace) -> None:
-    reference.lora_up(k.y, k.h, k.B, k.scale, k.mask, k.gain, k.bias)
+def first_part(partial: Tensor, *values: Tensor) -> None:
+    """What a kernel leaves as partial sums: all of it in the first part, value under value."""
+    partial.zero_()
+    torch.cat([value.reshape(-1, partial.shape[-1]) for value in values], out=partial[0])
 
 
 def outer(k: SimpleNamespace) -> None:
-    k.partial.zero_()  # all of the sum is in the first part
     if k.y is None:
-        k.partial[0] = reference.lora_outer(k.h, k.x, k.scale, k.mask, k.gain)
+        first_part(k.partial, reference.lora_outer(k.h, k.x, k.scale, k.mask, k.gain))
     else:
-        k.partial[0, :-1], k.partial[0, -1] = reference.lora_outer_dot(k.h, k.x, k.y, k.scale, k.gain, k.bias)
-
-
-def backward_x(k: SimpleNamespace) -> None:
-    k.partial.zero_()
-    k.partial[0] = reference.lora_backward_x(k.x, k.dx, k.dh, k.A, k.mask)
+        first_part(k.partial, *reference.lora_outer_dot(k.h, k.x, k.y, k.scale, k.gain, k.bias))
 
 
 def backward_y(k: SimpleNamespace) -> None:
-    k.dh.zero_()
-    k.dB.zero_()
-    k.dh[0], k.dB[0] = reference.lora_backward_y(k.dy, k.h, k.B, k.scale, k.gain)
+    for partial, value in zip(
+        (k.dh, k.dB), reference.lora_backward_y(k.dy, k.h, k.B, k.scale, k.gain), strict=True
+    ):
+        first_part(partial, value)
 
 
 def merge(k: SimpleNamespace) -> None:
@@ -270,16 +263,18 @@ def merge(k: SimpleNamespace) -> None:
             into.copy_(value)
 
 
-def magnitude(k: SimpleNamespace) -> None:
-    factors = (k.dots, k.magnitude, k.norm, k.dy, k.x, k.W, k.h, k.Bt)
-    k.dm.copy_(reference.dora_magnitude(*factors, k.scale))
-
-
-def drop(k: SimpleNamespace) -> None:
-    k.dropped.copy_(reference.lora_drop(k.x, k.mask))
-
-
-KERNELS = (down, up, outer, backward_x, backward_y, merge, magnitude, drop)
+KERNELS = {
+    "down": lambda k: k.h.copy_(reference.lora_down(k.x, k.A, k.scale, k.mask, k.gain)),
+    "up": lambda k: reference.lora_up(k.y, k.h, k.B, k.scale, k.mask, k.gain, k.bias),
+    "outer": outer,
+    "backward_x": lambda k: first_part(k.partial, reference.lora_backward_x(k.x, k.dx, k.dh, k.A, k.mask)),
+    "backward_y": backward_y,
+    "merge": merge,
+    "magnitude": lambda k: k.dm.copy_(
+        reference.dora_magnitude(k.dots, k.magnitude, k.norm, k.dy, k.x, k.W, k.h, k.Bt, k.scale)
+    ),
+    "drop": lambda k: k.dropped.copy_(reference.lora_drop(k.x, k.mask)),
+}
 
 
 def install(capability: tuple[int, int] = (9, 0)) -> None:
@@ -288,14 +283,16 @@ def install(capability: tuple[int, int] = (9, 0)) -> None:
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     _foreach_supported_types.append(Pretended)
     pretend_module(torch.cuda, capability)
-    for compute in KERNELS:
-        module: ModuleType = importlib.import_module(f"kernels.lora_{compute.__name__}")
-        module.kernel = Kernel(module.__name__, module.kernel, compute)
+    for name, compute in KERNELS.items():
+        module = importlib.import_module(f"kernels.lora_{name}")
+        module.kernel = Kernel(name, module.kernel, compute)
     Mask.keep = functools.lru_cache(1024)(Mask.keep)  # slow, pure, and needed twice
     Device().__enter__()
 
 
 def pretend_module(cuda: ModuleType, capability: tuple[int, int]) -> None:
+    """What the project and PyTorch's own Python ask `torch.cuda`."""
+
     def set_sync_debug_mode(mode: str | int) -> None:
         COUNTS.waiting_is_an_error = mode in ("error", 2)
 
@@ -322,20 +319,3 @@ def pretend_module(cuda: ModuleType, capability: tuple[int, int]) -> None:
     cuda.synchronize = lambda device=None: COUNTS.wait("synchronize")
     cuda.set_sync_debug_mode = set_sync_debug_mode
     cuda.get_sync_debug_mode = lambda: 2 * COUNTS.waiting_is_an_error
-    cuda.Event = Event
-
-
-class Event:
-    """All work is done as soon as it is asked for, so an event is always past; to wait for it is counted."""
-
-    def __init__(self, **_: object):
-        pass
-
-    def record(self, stream: object = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def synchronize(self) -> None:
-        COUNTS.wait("event")

@@ -82,7 +82,8 @@ LAUNCHES: dict[str, int | Callable[[tuple], int]] = {
 }
 
 
-def launches_of(func, name: str, args: tuple, kwargs: dict, out: object) -> int:
+def launches_of(name: str, args: tuple) -> int:
+    """Of one operation; only of one that is no view."""
     if name in FREE:
         return 0
     launches = LAUNCHES.get(name, 1)
