@@ -62,7 +62,7 @@ WITH_DROPOUT = {
 }
 
 
-def losses(tiny: Path, data: Path, device: str, steps: int = 3, **changes: object) -> list[float]:
+def losses(tiny: Path, data: Path, device: str, steps: int = 2, **changes: object) -> list[float]:
     """The losses and the norms of the gradients of a run's first steps."""
     trainer = Run(settings(tiny, data, device=device, **changes)).trainer
     trainer.model.train()

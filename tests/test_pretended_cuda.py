@@ -1,7 +1,7 @@
 """What a GPU would notice, on a machine without one: `pretended_cuda.py` says how.
 
-The claims are tests of their own, in `pretended_runs.py` and, for real GPUs too, in `test_gpu.py`. They need a
-process that has the pretended device.
+The claims are tests of their own, in `pretended_runs.py` and, for real GPUs too, in `test_gpu.py`.
+They run in a process that has the pretended device.
 """
 
 import os
@@ -22,9 +22,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretended_cuda.compile_shim(tmp_path_factory.mktemp("shim"))
 
 
-@pytest.mark.parametrize("file", ["pretended_runs.py", "test_gpu.py"])
-def test_on_the_pretended_device(file: str, shim: Path) -> None:
-    tests = ["-m", "pytest", "-p", "no:cacheprovider", "-s", str(HERE / file), "-k", "not interpreted"]
+@pytest.mark.parametrize(("file", "chosen"), [("pretended_runs.py", ""), ("test_gpu.py", "cuda or noticed")])
+def test_on_the_pretended_device(file: str, chosen: str, shim: Path) -> None:
+    tests = ["-m", "pytest", "-p", "no:cacheprovider", "-s", str(HERE / file), "-k", chosen]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     command = [sys.executable, str(HERE / "pretended_cuda.py"), "--shim", str(shim), *tests]
     ended = subprocess.run(command, env=kept, capture_output=True, text=True)
