@@ -29,11 +29,11 @@ TINY = BertConfig(
 )
 
 
-def build_tiny(folder: Path, with_pooler: bool = True) -> Path:
+def build_tiny(folder: Path, with_pooler: bool = True, shape: BertConfig = TINY) -> Path:
     """A checkpoint folder as published ones are."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        bert = Bert(TINY, with_pooler)
+        bert = Bert(shape, with_pooler)
         for parameter in bert.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)

@@ -208,9 +208,10 @@ class Trainer:
         """
         total = dict.fromkeys(pieces[0], 0.0)
         for number, batches in enumerate(pieces):
-            self.dropout_key.step = step
-            seed_generator(self.device, self.config.seed, self.processes.rank, step, number)
             shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
+            if shared or number == 0:  # on a GPU the pieces of a step go on counting: each has its own masks
+                self.dropout_key.step = step
+            seed_generator(self.device, self.config.seed, self.processes.rank, step, number)
             self.dropout_key.rows = row_places(batches) if shared else None
             with others_there(self.processes):
                 losses = self.losses(batches)
