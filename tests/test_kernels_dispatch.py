@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels import dispatch, matmul, reference
+from kernels.launch import TABLE, find
 from kernels.philox import Mask
 
 ROOT = Path(__file__).parents[1]
@@ -246,3 +247,13 @@ def test_every_route_on_a_gpu_agrees_with_float64(name, rank, dtype, within):
     for one, two in [*pairs, *((given[key], exact[key]) for key in activations)]:
         error = (one.double() - two.double()).norm() / two.double().norm()
         assert error <= max(within, 2e-3 if name == "lora_merge" else 0)
+
+
+@pytest.mark.parametrize("row", [75, 80, 90])
+def test_fp32_has_launches_of_its_own_or_those_of_a_t4(row: int):
+    ((_, own),) = TABLE["backward_x", "fp32"]
+    ((_, half),) = TABLE["backward_x", row]
+    assert find("backward_x", row, torch.float32, 8) == own
+    assert find("backward_x", row, torch.float16, 8) == half != own
+    assert find("outer", row, torch.float32, 8) == find("outer", 75, torch.float16, 8)
+    assert find("backward_y", row, torch.float32, 8) is None  # made of two others
