@@ -46,12 +46,17 @@ TABLE: dict[tuple[str, int | str], tuple[tuple[int, Launch], ...]] = {
         (2, Launch("broadcast", 16, 64, 4, splits=16)),
         (16, Launch("dot-fp32", 32, 64, 2, 1, splits=16)),
     ),
+    # Half the rows of fp16, so as many bytes in a tile: with more, a thread runs out of registers.
+    ("outer", "fp32"): (
+        (2, Launch("broadcast", 16, 64, 4, splits=16)),
+        (16, Launch("dot-fp32", 16, 64, 2, 1, splits=16)),
+    ),
     ("outer", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("outer", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("backward_x", 75): ((32, Launch("dot-fp32", 32, 64, 4, splits=16)),),
     ("backward_x", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("backward_x", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
-    # Half the rows of fp16: as many bytes in a tile, or one thread needs up to 250 registers from sm_80 on.
+    # As outer in fp32.
     ("backward_x", "fp32"): ((32, Launch("dot-fp32", 16, 64, 4, splits=16)),),
     ("backward_y", 80): (
         (32, Launch("dot", 32, 128, 4, splits=32)),

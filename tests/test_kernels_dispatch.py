@@ -255,5 +255,5 @@ def test_fp32_has_launches_of_its_own_or_those_of_a_t4(row: int):
     ((_, half),) = TABLE["backward_x", row]
     assert find("backward_x", row, torch.float32, 8) == own
     assert find("backward_x", row, torch.float16, 8) == half != own
-    assert find("outer", row, torch.float32, 8) == find("outer", 75, torch.float16, 8)
+    assert find("down", row, torch.float32, 8) == find("down", 75, torch.float16, 8)
     assert find("backward_y", row, torch.float32, 8) is None  # made of two others
