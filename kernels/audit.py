@@ -66,7 +66,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def cases(operation: str) -> Iterator[Case]:
-    """All ranks at BERT's width in fp16; at rank 8 the other widths, dtypes, and no mask, gain or bias."""
+    """All ranks at BERT's width in fp16; at rank 8 the other widths, dtypes, and no mask, gain or bias.
+
+    fp32 at rank 16 too: its elements are twice as wide, and registers run out there first.
+    """
     import torch
 
     from kernels.launch import find
@@ -78,6 +81,7 @@ def cases(operation: str) -> Iterator[Case]:
     ]
     points += [(8, 8192, "fp16", True)] if operation in BY_WIDTH else []
     points += [(8, 768, "fp16", False), (8, 768, "bf16", True), (8, 768, "fp32", True)]
+    points += [(16, 768, "fp32", True)] if operation not in BY_WIDTH else []
     if operation == "drop":
         points = [(8, 768, dtype, True) for dtype in dtypes]
     for architecture in ARCHITECTURES:

@@ -55,13 +55,24 @@ def compile_kernel(
     absent = (set() if full else optional) | (ONLY_OUTER_DOT if operation == "outer" else set())
     constants |= {name: None for name in kernel.arg_names if name in absent}
     signature = {parameter.name: _type(parameter, dtype, constants) for parameter in kernel.params}
-    # As Triton finds them at run time: PyTorch's allocations are aligned to 16 bytes and more.
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    source = _source(kernel, signature, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     return _read(compiled.asm["ptx"], compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _source(
+    kernel: "triton.runtime.JITFunction", signature: dict[str, str], constants: dict[str, object]
+) -> ASTSource:
+    """With pointers as Triton finds them at run time: PyTorch aligns allocations to 16 bytes and more."""
+    aligned = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
+    if triton.__version__.startswith("3.2."):  # later versions take the same facts in another form
+        from triton.backends.compiler import AttrsDescriptor
+
+        attributes = AttrsDescriptor.from_hints(dict.fromkeys(aligned, 16))
+        signature = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+        return ASTSource(fn=kernel, signature=signature, constants=constants, attrs=attributes)
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def kernel_name(operation: str) -> str:
@@ -72,7 +83,7 @@ def _type(parameter: "triton.runtime.jit.KernelParam", dtype: str, constants: Co
     if parameter.name in constants:
         return "constexpr"
     if not parameter.name.endswith("_ptr"):
-        return parameter.annotation_type
+        return parameter.annotation_type or "fp32"  # 3.2 names the types of integers alone
     return f"*{dtype if parameter.name in ACTIVATIONS else 'fp32'}"
 
 

@@ -34,8 +34,9 @@ class Launch(NamedTuple):
 
 
 # (operation, architecture) -> ((up to this rank, launch), ...); of merge and magnitude, up to this width.
+# fp32 activations use the row "fp32" where there is one, and that of sm_75 elsewhere.
 # Above the last rank matrix products are the faster way, and no kernel is launched.
-TABLE: dict[tuple[str, int], tuple[tuple[int, Launch], ...]] = {
+TABLE: dict[tuple[str, int | str], tuple[tuple[int, Launch], ...]] = {
     ("down", 75): ((4, Launch("broadcast", 16, 64, 4)), (16, Launch("broadcast", 8, 64, 4))),
     ("down", 80): ((32, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 8))),
     ("down", 90): ((32, Launch("dot", 32, 64, 4)), (64, Launch("dot", 64, 64, 8))),
@@ -46,11 +47,18 @@ TABLE: dict[tuple[str, int], tuple[tuple[int, Launch], ...]] = {
         (2, Launch("broadcast", 16, 64, 4, splits=16)),
         (16, Launch("dot-fp32", 32, 64, 2, 1, splits=16)),
     ),
+    # Half the rows of fp16, so as many bytes in a tile: with more, a thread runs out of registers.
+    ("outer", "fp32"): (
+        (2, Launch("broadcast", 16, 64, 4, splits=16)),
+        (16, Launch("dot-fp32", 16, 64, 2, 1, splits=16)),
+    ),
     ("outer", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("outer", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("backward_x", 75): ((32, Launch("dot-fp32", 32, 64, 4, splits=16)),),
     ("backward_x", 80): ((64, Launch("dot", 32, 64, 4, splits=32)),),
     ("backward_x", 90): ((64, Launch("dot", 32, 64, 4, splits=32)),),
+    # As outer in fp32.
+    ("backward_x", "fp32"): ((32, Launch("dot-fp32", 16, 64, 4, splits=16)),),
     ("backward_y", 80): (
         (32, Launch("dot", 32, 128, 4, splits=32)),
         (64, Launch("dot", 32, 128, 8, splits=32)),
@@ -87,9 +95,8 @@ def architecture(device: torch.device) -> int:
 def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | None:
     """The launch for activations in `dtype` and a rank (a width of merge and magnitude), or None."""
     operation = KERNEL_OF.get(operation, operation)
-    if dtype == torch.float32 or (operation, row) not in TABLE:
-        row = 75
-    entries = TABLE.get((operation, row), ())
+    rows = ("fp32", 75) if dtype == torch.float32 else (row, 75)
+    entries = next((TABLE[operation, key] for key in rows if (operation, key) in TABLE), ())
     return next((launch for limit, launch in entries if size <= limit), None)
 
 

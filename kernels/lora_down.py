@@ -48,13 +48,13 @@ def kernel(
     for start in range(0, K, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         x = load_tile(x_ptr, rows, columns, M, K)  # [ROWS, COLUMNS]
+        if DROPOUT:  # before A is loaded: the mask needs many registers, and with A's some would spill
+            keep = kept(rows, start, seed, step, site, first_row, threshold, ROWS, COLUMNS)
+            x = tl.where(keep, x, 0.0)
         A = load_tile(A_ptr, ranks, columns, R, K).to(tl.float32)  # [RANKS, COLUMNS]
         if gain_ptr is not None:  # on A, the smaller of the two: (g ⊙ x) Aᵀ = x (g ⊙ A)ᵀ
             gain = tl.load(gain_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
             A = A * gain[None, :]
-        if DROPOUT:
-            keep = kept(rows, start, seed, step, site, first_row, threshold, ROWS, COLUMNS)
-            x = tl.where(keep, x, 0.0)
         if FORM == "broadcast":
             total = fma(x.to(tl.float32)[:, None, :], A[None, :, :], total)
         else:

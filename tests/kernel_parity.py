@@ -45,13 +45,14 @@ def poisoned():
 def launches(operation: str) -> list[tuple[int, torch.dtype, Launch]]:
     """What there is to run: every rank with each of its launches, in the dtypes they are dispatched for."""
     found = []
-    for row in (75, 80, 90) if INTERPRETED else (architecture(DEVICE),):
+    rows = (75, 80, 90) if INTERPRETED else (architecture(DEVICE),)
+    for row in (*rows, "fp32"):
         for rank in RANKS:
             fits = [launch for limit, launch in TABLE.get((operation, row), ()) if rank <= limit][:1]
             for launch in fits:
-                dtypes = [torch.float16, torch.float32]
+                dtypes = [torch.float32] if row == "fp32" else [torch.float16, torch.float32]
                 # The interpreter computes nonsense with bf16 operands of tl.dot.
-                if launch.form != "dot" or not INTERPRETED and row >= 80:
+                if row != "fp32" and (launch.form != "dot" or not INTERPRETED and row >= 80):
                     dtypes += [torch.bfloat16] * (INTERPRETED or row >= 80)
                 found += [(rank, dtype, launch) for dtype in dtypes]
     return list(dict.fromkeys(found))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernels import dispatch, matmul, reference
-from kernels.launch import ceil_div, find
+from kernels.launch import TABLE, ceil_div, find
 from kernels.philox import Mask
 
 ROOT = Path(__file__).parents[1]
@@ -269,3 +269,13 @@ def test_a_launchs_constants_are_worked_out_once_and_are_the_callers_own():
 @pytest.mark.parametrize(("number", "by", "expected"), [(0, 8, 0), (1, 8, 1), (8, 8, 1), (9, 8, 2)])
 def test_division_rounds_up(number: int, by: int, expected: int):
     assert ceil_div(number, by) == expected
+
+
+@pytest.mark.parametrize("row", [75, 80, 90])
+def test_fp32_has_launches_of_its_own_or_those_of_a_t4(row: int):
+    ((_, own),) = TABLE["backward_x", "fp32"]
+    ((_, half),) = TABLE["backward_x", row]
+    assert find("backward_x", row, torch.float32, 8) == own
+    assert find("backward_x", row, torch.float16, 8) == half != own
+    assert find("down", row, torch.float32, 8) == find("down", 75, torch.float16, 8)
+    assert find("backward_y", row, torch.float32, 8) is None  # made of two others
