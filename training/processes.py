@@ -178,5 +178,9 @@ def joined(device: str) -> Iterator[Processes]:
     yield processes
     # Only where all goes well: none ends well before the first has written all, and one that fails leaves
     # without a word to the others (`training.exit.leave`).
-    processes.wait()
+    last = torch.zeros(1, device=device_of_group())
+    with others_there(processes):
+        dist.all_reduce(last)
+    # `last` outlives the group. In PyTorch 2.6 the end of the group holds the interpreter's lock and
+    # joins gloo's thread; if that thread is the one to free the last tensor, it waits for the same lock.
     dist.destroy_process_group()
