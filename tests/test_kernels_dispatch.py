@@ -64,7 +64,7 @@ def gpu(monkeypatch):
 
     def use(architecture: int) -> None:
         monkeypatch.setattr(dispatch, "architecture", lambda device: architecture)
-        monkeypatch.setattr(dispatch, "triton_version", lambda: "3.9.0")
+        monkeypatch.setattr(dispatch, "why_not_fused", lambda device: "")
         dispatch._say.cache_clear()
 
     return use
@@ -160,19 +160,20 @@ def test_bf16_activations_are_refused_below_sm_80(gpu):
 
 
 @pytest.mark.parametrize(
-    ("x", "version", "said"),
+    ("x", "why", "said"),
     [
-        (OnGpu(shape=(2**21, 1024)), "3.9.0", "2^31 elements"),
-        (OnGpu(), None, "Triton is not installed"),
+        (OnGpu(shape=(2**21, 1024)), "", "2^31 elements"),
+        (OnGpu(), "Triton is not installed", "without its fused kernels: Triton is not installed"),
+        (OnGpu(torch.float32), "Triton is not installed", "as matrix products"),
     ],
-    ids=["large", "no Triton"],
+    ids=["large", "no Triton", "no Triton, fp32"],
 )
-def test_the_reference_on_a_gpu_says_why_once(gpu, monkeypatch, caplog, x, version, said):
+def test_a_gpu_without_kernels_multiplies_matrices_and_says_why_once(gpu, monkeypatch, caplog, x, why, said):
     gpu(75)
-    monkeypatch.setattr(dispatch, "triton_version", lambda: version)
+    monkeypatch.setattr(dispatch, "why_not_fused", lambda device: why)
     with caplog.at_level(logging.WARNING, "kernels.dispatch"):
         for _ in range(3):
-            assert dispatch.choose("down", x, OnGpu(torch.float32, (8, 1024))) is reference.lora_down
+            assert dispatch.choose("down", x, OnGpu(torch.float32, (8, 1024))) is matmul.lora_down
     assert [said in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -184,20 +185,49 @@ def test_a_weight_too_wide_for_registers_is_merged_unfused(gpu, caplog):
     assert "more than 8192 inputs" in caplog.text
 
 
-def test_an_old_triton_is_an_error_and_an_absent_one_is_none(monkeypatch):
+@pytest.fixture
+def healthy(monkeypatch, tmp_path):
+    """A machine on which nothing keeps the kernels from running."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("MINIBERT_KERNELS", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.10.0+git1")
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    monkeypatch.setattr(dispatch.shutil, "which", lambda name: f"/bin/{name}" if name == "clang" else None)
+    monkeypatch.setattr(dispatch.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "why"),
+    [
+        (None, "", None, ""),
+        (torch.version, "hip", "6.2", "NVIDIA's GPUs alone"),
+        (dispatch, "triton_version", lambda: None, "Triton is not installed"),
+        (dispatch, "triton_version", lambda: "3.1.0", "Triton 3.1.0 is too old; install triton>=3.2"),
+        (dispatch, "triton_version", lambda: "3.2.0", ""),
+        (dispatch.shutil, "which", lambda name: None, "a C compiler, and there is no gcc or clang"),
+        (dispatch.sysconfig, "get_path", lambda name: "/nowhere", "install Python's development files"),
+        (torch.cuda, "get_device_capability", lambda device: (6, 1), "this card is sm_61, Triton needs sm_70"),
+        (dispatch.os, "environ", {"MINIBERT_KERNELS": "0"}, "MINIBERT_KERNELS=0"),
+        (dispatch.os, "environ", {"CC": "icx -m64"}, "there is no icx"),
+    ],
+)
+def test_what_keeps_kernels_from_running_is_named(healthy, owner, name, value, why):
+    if owner is not None:
+        healthy.setattr(owner, name, value)
+    found = dispatch.why_not_fused.__wrapped__(torch.device("cuda"))
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_triton_is_asked_for_its_version_where_it_is_installed(monkeypatch):
     triton = pytest.importorskip("triton", reason="Triton is not installed")
-    for version, verdict in (("3.1.0", RuntimeError), ("3.2.0", "3.2.0"), ("3.10.0+git1", "3.10.0+git1")):
-        dispatch.triton_version.cache_clear()
-        monkeypatch.setattr(triton, "__version__", version)
-        if verdict is RuntimeError:
-            with pytest.raises(RuntimeError, match=r"Triton 3.1.0 is too old .* triton>=3.2"):
-                dispatch.triton_version()
-        else:
-            assert dispatch.triton_version() == verdict
-    dispatch.triton_version.cache_clear()
+    assert dispatch.triton_version.__wrapped__() == triton.__version__
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    assert dispatch.triton_version() is None
-    dispatch.triton_version.cache_clear()
+    assert dispatch.triton_version.__wrapped__() is None
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "dropout"])

@@ -13,7 +13,7 @@ from small_runs import call
 
 from minibert.errors import InputError
 from training.errors import TrainingError
-from training.exit import run_command
+from training.exit import OUT_OF_MEMORY, run_command
 from training.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +34,7 @@ def test_a_signal_ends_a_command_in_a_line_whatever_a_library_makes_of_it(
         return 0
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(how, signal.default_int_handler)  # where a job runs in the background, SIGINT is ignored
     ended = call(main)
     assert all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)  # the process ends now
     for number, handler in before.items():
@@ -70,11 +71,9 @@ def test_the_commands_own_code_is_passed_on(code: int) -> None:
         (OSError("odd"), 1, "odd"),
         (PermissionError(13, "Permission denied", "x"), 1, "x: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError(), 1, "out of memory; try a smaller --batch-size or --max-length"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1,
-         "out of memory; try a smaller --batch-size or --max-length"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1,
-         "out of memory; try a smaller --batch-size or --max-length"),
+        (MemoryError(), 1, OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1, OUT_OF_MEMORY),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, OUT_OF_MEMORY),
         (TrainingError("step 3: the loss is not finite"), 1, "step 3: the loss is not finite"),
     ],
     ids=repr,
@@ -83,6 +82,14 @@ def test_a_failure_that_a_user_can_cause_is_a_line(error: BaseException, code: i
     ended = call(raising(error))
     assert (ended.code, ended.out) == (code, "")
     assert ended.line == f"error: {line}"
+
+
+def test_a_kernel_that_does_not_compile_is_a_line() -> None:
+    errors = pytest.importorskip("triton.runtime.errors", reason="Triton is not installed")
+    ended = call(raising(errors.OutOfResources(70_000, 65_536, "shared memory")))
+    assert ended.code == 1
+    assert "(OutOfResources: out of resource: shared memory, Required: 70000" in ended.line
+    assert ended.line.endswith("MINIBERT_KERNELS=0 does without")
 
 
 @pytest.mark.parametrize(

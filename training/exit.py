@@ -9,6 +9,10 @@ from typing import NoReturn
 from minibert.errors import InputError
 from training.signals import StopAtOnce, interrupted
 
+OUT_OF_MEMORY = (
+    "out of memory; try a smaller --micro-batch-size, or --recompute; else a smaller --batch-size or --max-length"
+)
+
 
 def run_command(main: Callable[[], int]) -> int:
     """Call `main`, turning the failures a user can cause into a line and a code.
@@ -37,9 +41,13 @@ def run_command(main: Callable[[], int]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}", 1)
     except MemoryError:
-        return _fail("out of memory; try a smaller --batch-size or --max-length", 1)
+        return _fail(OUT_OF_MEMORY, 1)
     except RuntimeError as error:
         return _runtime_error(error)
+    except _triton_errors() as error:  # looked up only when nothing above was raised
+        said = str(error).strip().splitlines() or [""]
+        why = f"{type(error).__name__}: {said[-1]}"
+        return _fail(f"a Triton kernel does not run on this GPU ({why}); MINIBERT_KERNELS=0 does without", 1)
 
 
 def leave(code: int) -> NoReturn:
@@ -62,8 +70,13 @@ def _runtime_error(error: RuntimeError) -> int:
     if isinstance(error, TrainingError):
         return _fail(str(error), 1)
     if "out of memory" in str(error) or "can't allocate memory" in str(error):
-        return _fail("out of memory; try a smaller --batch-size or --max-length", 1)
+        return _fail(OUT_OF_MEMORY, 1)
     raise error
+
+
+def _triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises when it cannot compile or launch; nothing where it was never imported."""
+    return (sys.modules["triton.errors"].TritonError,) if "triton.errors" in sys.modules else ()
 
 
 def _fail(message: str, code: int) -> int:
