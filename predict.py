@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from minibert.errors import InputError
-from training.cli import Parser, add_precision
+from training.cli import Parser, add_computing
 from training.exit import run_command
 
 
@@ -22,7 +22,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--task", help="which task's head, if the run has several")
     parser.add_argument("--batch-size", type=int, default=64, help="examples at a time, at most (64)")
-    add_precision(parser)
+    add_computing(parser)
     given = parser.parse_args(arguments)
     if (given.input is None) == (given.text is None):
         raise InputError("expected --input FILE with --output FILE, or --text")
@@ -39,10 +39,11 @@ def main() -> int:
     from training.scoring import score_file, score_text
 
     if given.text:
-        print(score_text(given.run, given.task, given.text, given.precision))
+        print(score_text(given.run, given.task, given.text, given.precision, given.device))
     else:
         files = given.input, given.output
-        count = score_file(given.run, given.task, *files, given.batch_size, given.precision)
+        how = given.batch_size, given.precision, given.device
+        count = score_file(given.run, given.task, *files, *how)
         print(f"{given.output}: {count} predictions")
     return 0
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from minibert.errors import InputError
 from training.machine import cores
 
+DEVICES = ("cpu", "cuda")
+
 
 def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
     parser.add_argument("--rounds", type=int, default=rounds, help=f"each has a turn in each ({rounds})")
     parser.add_argument("--threads", type=int, default=cores(), help="of every process [all cores]")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="of both sides (cpu)")
     parser.add_argument("--out", type=Path, help="write the table there, as CSV, and keep a log beside it")
 
 

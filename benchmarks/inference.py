@@ -27,7 +27,6 @@ from training.evaluate import predict
 from training.export import read_back, write_model, write_pooling, write_tokenizer
 from training.precision import DTYPES
 
-CPU = torch.device("cpu")
 Texts = Sequence[str | tuple[str, str]]
 Compute = Callable[[Texts], np.ndarray]
 
@@ -51,35 +50,35 @@ def write_folders(model: Path, folder: Path, max_length: int) -> None:
             write_pooling(config, bert.config.hidden_size, folder / what)
 
 
-def our_sentences(folder: Path, precision: str, max_length: int) -> Compute:
-    encoder = Encoder.load(folder, precision)
+def our_sentences(folder: Path, precision: str, max_length: int, device: str) -> Compute:
+    encoder = Encoder.load(folder, precision, device)
     encoder.tokenizer.max_length = max_length
     return lambda texts: encoder.encode(texts, normalize=True)
 
 
-def our_pairs(folder: Path, precision: str, max_length: int) -> Compute:
+def our_pairs(folder: Path, precision: str, max_length: int, device: str) -> Compute:
     model, tokenizer = read_back(config_of("pairs", max_length), folder)
-    compute_in(model.requires_grad_(False).bert, precision)
+    where = compute_in(model.requires_grad_(False), precision, device)
 
     def compute(texts: Texts) -> np.ndarray:
         data = Dataset(TASKS["sts"], [Example("", pair, None) for pair in texts], tokenizer)
-        return predict(model, data, CPU).predictions
+        return predict(model, data, where).predictions
 
     return compute
 
 
-def their_sentences(folder: Path, precision: str, max_length: int) -> Compute:
+def their_sentences(folder: Path, precision: str, max_length: int, device: str) -> Compute:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": DTYPES[precision]})
+    model = SentenceTransformer(str(folder), device=device, model_kwargs={"dtype": DTYPES[precision]})
     model.max_seq_length = max_length
     return lambda texts: model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
 
-def their_pairs(folder: Path, precision: str, max_length: int) -> Compute:
+def their_pairs(folder: Path, precision: str, max_length: int, device: str) -> Compute:
     from sentence_transformers import CrossEncoder
 
-    settings = {"device": "cpu", "max_length": max_length, "activation_fn": torch.nn.Identity()}
+    settings = {"device": device, "max_length": max_length, "activation_fn": torch.nn.Identity()}
     model = CrossEncoder(str(folder), model_kwargs={"dtype": DTYPES[precision]}, **settings)
     return lambda texts: model.predict(list(texts), show_progress_bar=False)
 
@@ -100,11 +99,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="what write_folders wrote")
     parser.add_argument("--texts", type=Path, required=True, help='JSON: {"sentences": .., "pairs": ..}')
     parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--passes", type=int, default=1, help="over the texts, each timed")
     parser.add_argument("--save", type=Path, help="write what comes out there, as safetensors")
     given = parser.parse_args()
     texts = [one if isinstance(one, str) else tuple(one) for one in read_json(given.texts)[given.what]]
-    compute = SIDES[given.side, given.what](given.folder / given.what, given.precision, given.max_length)
+    settings = given.precision, given.max_length, given.device
+    compute = SIDES[given.side, given.what](given.folder / given.what, *settings)
     if given.save:
         write_safetensors({"out": torch.from_numpy(np.float32(compute(texts)))}, given.save)
     seconds = []

@@ -68,6 +68,7 @@ def compute(
 ) -> dict:
     words = ["--folder", str(folder), "--texts", str(folder / "texts.json"), "--passes", str(passes)]
     words += ["--what", what, "--precision", precision, "--side", side, "--max-length", str(given.max_length)]
+    words += ["--device", given.device]
     words += ["--save", str(save)] if save else []
     measured = run_json(["-m", "benchmarks.inference", *words], given.threads)
     return measured | {"mean": sum(measured["seconds"]) / passes if passes else 0.0}
@@ -132,7 +133,7 @@ def main() -> int:
     ]  # the peer's fp32 is what is compared with
     task, source = TASKS[given.task], (given.data or DEMO).absolute()
     examples, _ = read_examples(source / task.files[given.split], task, labelled=True)
-    asked = ("task", "split", "model", "precisions", "examples", "max_length", "passes")
+    asked = ("task", "split", "model", "precisions", "examples", "max_length", "passes", "device")
     machine = describe(given.threads)
     about = {name: getattr(given, name) for name in asked} | {"data": source.name, "machine": machine}
     log = Log(log_beside(given.out), about)

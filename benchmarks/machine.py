@@ -33,24 +33,27 @@ def describe(threads: int) -> dict[str, object]:
     }
 
 
-def product_rates() -> dict[str, float]:
+def product_rates(device: str = "cpu") -> dict[str, float]:
     """FLOPs a second of x Wᵀ by dtype: 2 M K N over the shortest of some repeats."""
     import torch
+
+    from training.memory import wait_for
 
     rows, inputs, outputs = SHAPE
     rates = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        x, weight = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
+        x, weight = (torch.randn(n, inputs, dtype=dtype, device=device) for n in (rows, outputs))
         seconds = []
         for _ in range(REPEATS):
             if sum(seconds) > ENOUGH:
                 break
             started = time.perf_counter()
             torch.nn.functional.linear(x, weight)
+            wait_for(x.device)
             seconds.append(time.perf_counter() - started)
         rates[name] = 2 * rows * inputs * outputs / min(seconds)
     return rates
 
 
 if __name__ == "__main__":
-    json.dump(product_rates(), sys.stdout)
+    json.dump(product_rates(*sys.argv[1:]), sys.stdout)

@@ -36,6 +36,7 @@ from tasks.base import Example, Task
 from tasks.metrics import METRICS
 from tasks.reader import read_examples
 from training.memory import memory_once_imported, peak_memory_mib
+from training.precision import choose_device
 
 WEIGHT_DECAY, WARMUP, MAX_NORM = 0.01, 0.1, 1.0  # the defaults of train.py
 HEAD_DROPOUT = 0.3
@@ -109,13 +110,16 @@ def build_loader(rows: list[dict], batch_size: int, collate, grouped: bool) -> D
     return DataLoader(rows, batch_size, shuffle=not grouped, sampler=sampler, collate_fn=collate)
 
 
-def train_epoch(model: nn.Module, loader: DataLoader, optimizer, schedule, bf16: bool) -> tuple[float, float]:
+def train_epoch(
+    model: SentenceModel, loader: DataLoader, optimizer, schedule, bf16: bool
+) -> tuple[float, float]:
     """Seconds, and the mean loss of the steps."""
     model.train()
-    total, started = 0.0, time.perf_counter()
+    device, total, started = model.head.weight.device, 0.0, time.perf_counter()
     for batch in loader:
+        batch = batch.to(device)
         labels = batch.pop("labels")
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = model(**batch)  # [B, C]
         loss = loss_of(logits, labels)
         loss.backward()
@@ -128,13 +132,15 @@ def train_epoch(model: nn.Module, loader: DataLoader, optimizer, schedule, bf16:
 
 
 @torch.inference_mode()
-def dev_score(model: nn.Module, rows: list[dict], batch_size: int, collate, task: Task, bf16: bool) -> float:
+def dev_score(
+    model: SentenceModel, rows: list[dict], batch_size: int, collate, task: Task, bf16: bool
+) -> float:
     model.eval()
-    logits = []
+    device, logits = model.head.weight.device, []
     for batch in DataLoader(rows, batch_size, collate_fn=collate):
         batch.pop("labels")
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits.append(model(**batch).float())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits.append(model(**batch.to(device)).float().cpu())
     found = torch.cat(logits).numpy()  # [n, C]
     predictions = found.argmax(axis=1) if task.is_classification else found[:, 0]
     labels = torch.tensor([row["label"] for row in rows]).numpy()
@@ -159,6 +165,7 @@ def train(given: argparse.Namespace) -> dict:
         nn.init.constant_(model.head.bias, sum(row["label"] for row in rows["train"]) / len(rows["train"]))
     collate = DataCollatorWithPadding(tokenizer)
     loader = build_loader(rows["train"], given.batch_size, collate, grouped=best)
+    model = model.to(device := choose_device(given.device))
     optimizer = build_optimizer(model, given.lr, fused=best)
     steps = given.epochs * len(loader)
     schedule = get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
@@ -173,7 +180,7 @@ def train(given: argparse.Namespace) -> dict:
         "epoch_seconds": sum(seconds) / given.epochs,
         "tokens": tokens,
         "tokens_per_second": tokens / sum(seconds),
-        "memory_above_start_mib": peak_memory_mib(torch.device("cpu")) - start,
+        "memory_above_start_mib": peak_memory_mib(device) - (start if device.type == "cpu" else 0),
         "dev": scores[-1],
         "loss": losses[-1],
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -189,6 +196,7 @@ def main() -> None:
     parser.add_argument("--method", choices=("lora", "dora", "full"), default="lora")
     parser.add_argument("--settings", choices=("default", "best"), default="default")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--lora-dropout", type=float, default=0.0)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, required=True)

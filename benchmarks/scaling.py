@@ -67,11 +67,18 @@ def model_folder(point: Point, among: Path) -> Path:
     return folder
 
 
-def measure(point: Point, method: str, steps: int, threads: int, among: Path, i: int) -> dict:
-    words = ["--model", str(model_folder(point, among)), "--method", method, "--steps", str(steps)]
-    words += ["--length", str(point.length), "--batch", str(point.batch)]
-    words += [] if method == "full" else ["--rank", str(point.rank)]
-    return run_json(["-m", "benchmarks.step", *words], threads)
+def measure(point: Point, given: argparse.Namespace, among: Path, i: int) -> dict:
+    words = [
+        "--model",
+        str(model_folder(point, among)),
+        "--method",
+        given.method,
+        "--steps",
+        str(given.steps),
+    ]
+    words += ["--length", str(point.length), "--batch", str(point.batch), "--device", given.device]
+    words += [] if given.method == "full" else ["--rank", str(point.rank)]
+    return run_json(["-m", "benchmarks.step", *words], given.threads)
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -150,13 +157,12 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     given = parse_flags(sys.argv[1:])
     machine = describe(given.threads)
-    about = {"method": given.method, "steps": given.steps, "machine": machine}
+    about = {name: getattr(given, name) for name in ("method", "steps", "device")} | {"machine": machine}
     log_of_points = Log(log_beside(given.out), about)
     with tempfile.TemporaryDirectory() as among:
-        settings = (given.method, given.steps, given.threads, Path(among))
         points = dict.fromkeys(point for axis in given.axes for point in AXES[axis].values())
         measures: dict[str, Callable[[int], dict]] = {
-            str(point): partial(measure, point, *settings) for point in points
+            str(point): partial(measure, point, given, Path(among)) for point in points
         }
         rounds = take_turns(measures, given.rounds, log_of_points)
     show(COLUMNS, rows(rounds, given.axes), machine, given.out)

@@ -24,7 +24,7 @@ from training.build import build_model, complete
 from training.config import Config, check
 from training.loop import Trainer
 from training.memory import memory_once_imported, peak_memory_mib
-from training.precision import choose_precision
+from training.precision import choose_device, choose_precision
 
 CPU = torch.device("cpu")
 WARM_UP = 3  # steps that are not counted
@@ -67,18 +67,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     start = memory_once_imported()
     adapters = {} if given.rank is None else {"rank": given.rank}
     size = {"max_length": given.length, "batch_size": given.batch, "max_steps": WARM_UP + given.steps}
     config = check(Config(task="sts", method=given.method, pooling="mean", **size, **adapters))
-    trainer = build_trainer(config, given.model)
+    trainer = build_trainer(config, given.model, device := choose_device(given.device))
     trainer.model.train()
     seconds = []
     while not trainer.finished:
         trainer.step()
         seconds.append(trainer.step_seconds)
-    peak = peak_memory_mib(CPU) - start
+    peak = peak_memory_mib(device) - (start if device.type == "cpu" else 0)
     json.dump({"seconds": median(seconds[WARM_UP:]), "memory_above_start_mib": peak}, sys.stdout)
 
 

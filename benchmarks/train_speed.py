@@ -75,8 +75,9 @@ def measures(given: argparse.Namespace, model: str, data: Path) -> dict[str, Cal
     programs = {"ours": ours, "peer": peer}
     settings = ["--task", given.task, "--model", model, "--data", str(data), "--epochs", str(given.epochs)]
     settings += ["--max-length", str(given.max_length), "--batch-size", str(given.batch_size)]
+    settings += ["--device", given.device]
     todo: dict[str, Callable[[int], dict]] = {
-        RATES: lambda i: run_json(["-m", "benchmarks.machine"], given.threads)
+        RATES: lambda i: run_json(["-m", "benchmarks.machine", given.device], given.threads)
     }
 
     def measure(program: str, words: Sequence[str], i: int) -> dict:
@@ -151,7 +152,17 @@ def main() -> int:
     from training.build import DEMO
 
     machine = describe(given.threads)
-    asked = ("task", "methods", "variants", "model", "examples", "epochs", "batch_size", "max_length")
+    asked = (
+        "task",
+        "methods",
+        "variants",
+        "model",
+        "examples",
+        "epochs",
+        "batch_size",
+        "max_length",
+        "device",
+    )
     source = (given.data or DEMO).absolute()
     about = {name: getattr(given, name) for name in asked} | {"data": source.name, "machine": machine}
     log = Log(log_beside(given.out), about)

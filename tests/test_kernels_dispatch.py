@@ -210,7 +210,12 @@ def healthy(monkeypatch, tmp_path):
         (dispatch, "triton_version", lambda: "3.2.0", ""),
         (dispatch.shutil, "which", lambda name: None, "a C compiler, and there is no gcc or clang"),
         (dispatch.sysconfig, "get_path", lambda name: "/nowhere", "install Python's development files"),
-        (torch.cuda, "get_device_capability", lambda device: (6, 1), "this card is sm_61, Triton needs sm_70"),
+        (
+            torch.cuda,
+            "get_device_capability",
+            lambda device: (6, 1),
+            "this card is sm_61, Triton needs sm_70",
+        ),
         (dispatch.os, "environ", {"MINIBERT_KERNELS": "0"}, "MINIBERT_KERNELS=0"),
         (dispatch.os, "environ", {"CC": "icx -m64"}, "there is no icx"),
     ],

@@ -109,11 +109,14 @@ def test_a_bf16_run_is_used_in_the_precision_that_is_asked_for(
     assert output.read_bytes() != (tmp_path / "fp32.csv").read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "auto16", ""])
-def test_a_precision_that_a_cpu_has_not_is_refused(precision: str, tmp_path: Path) -> None:
-    ended = call(predict.main, tmp_path, "--text", "a", "--precision", precision)
-    assert ended.code == 2
-    assert "--precision" in ended.line
+@pytest.mark.parametrize(
+    "words",
+    [("--precision", "auto16"), ("--precision", "fp16"), ("--device", "gpu"), ("--device", "cuda:9")],
+    ids=" ".join,
+)
+def test_a_precision_or_a_device_that_is_not_there_is_refused(words: tuple[str, str], finished) -> None:
+    said = ["a", "b", "--precision", "fp32", "--device", "cpu"]
+    assert_refused(call(predict.main, finished(), "--text", *said, *words), words[0])
 
 
 def test_the_batch_size_does_not_matter(finished, small_data: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tasks.model import TaskModel
 from tasks.packed import encode_or_recall
 from tasks.reader import read_examples
 from training.config import Config, flag
-from training.precision import DTYPES, choose_precision
+from training.precision import DTYPES, choose_device, choose_precision
 
 DEMO = Path(__file__).parent.parent / "tasks" / "demo"
 MANY_ROWS = 100_000  # above this, two passes over the data are the default, as in the study
@@ -217,14 +217,21 @@ def start_heads(model: TaskModel, train: Mapping[str, Dataset]) -> None:
             head.output.bias.fill_(float(data.labels.mean()))
 
 
-def compute_in(bert: Bert, precision: str) -> None:
-    """Have a loaded encoder compute in `fp32` or `bf16`; `auto` is the one that is faster on this CPU."""
-    choice = choose_precision(precision, torch.device("cpu"), bert.config)
+def compute_in(model: TaskModel, precision: str, device: str) -> torch.device:
+    """Have a loaded model compute in a precision on a device; `auto` is the faster one.
+
+    Raises:
+        InputError: if there is no such device, or it cannot compute in that precision.
+    """
+    where = choose_device(device)
+    choice = choose_precision(precision, where, model.bert.config)
     if choice.warning:
         print(choice.warning, file=sys.stderr)
-    bert.compute_dtype = DTYPES[choice.precision]
+    model.bert.compute_dtype = DTYPES[choice.precision]
     if choice.precision != "fp32":  # all weights are loaded in fp32
-        cast_frozen(bert)
+        cast_frozen(model.bert)
+    model.to(where)
+    return where
 
 
 def cast_frozen(bert: Bert) -> None:

@@ -8,10 +8,8 @@ from types import UnionType
 from typing import NoReturn, get_args
 
 from minibert.errors import InputError
-from training.config import Config, check, flag, from_dict
+from training.config import PRECISIONS, Config, check, flag, from_dict
 from training.flags import add_flags, check_flags
-
-ON_CPU = ("auto", "fp32", "bf16")  # precisions
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,13 +49,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """`--precision` of the commands that use a finished run, which compute on the CPU."""
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """`--device` and `--precision` of the commands that use a finished run."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
     parser.add_argument(
         "--precision",
-        choices=ON_CPU,
+        choices=PRECISIONS,
         default="auto",
-        help="fp32 gives the same digits on every machine [the faster one on this CPU]",
+        help="fp32 gives the same digits on every CPU [the faster one here]",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minibert.errors import InputError
-from training.cli import Parser, add_precision
+from training.cli import Parser, add_computing
 from training.exit import run_command
 
 SUFFIXES = (".npy", ".safetensors")
@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--output", type=Path, required=True, help="the vectors [lines, H] in fp32: .npy, or .safetensors"
     )
     parser.add_argument("--normalize", action="store_true", help="each to length 1")
-    add_precision(parser)
+    add_computing(parser)
     given = parser.parse_args(arguments)
     if given.output.suffix not in SUFFIXES:
         raise InputError(f"--output: expected {' or '.join(SUFFIXES)}, got {given.output.name!r}")
@@ -48,7 +48,7 @@ def main() -> int:
     # Imported here, not above: usage errors and --help answer without waiting for torch.
     from training.embedding import Encoder, write_vectors
 
-    vectors = Encoder.load(given.run, given.precision).encode(texts, given.normalize)
+    vectors = Encoder.load(given.run, given.precision, given.device).encode(texts, given.normalize)
     write_vectors(vectors, given.output)
     print(f"{given.output}: {len(vectors)} vectors of {vectors.shape[1]} numbers")
     return 0

@@ -10,7 +10,7 @@ from minibert.errors import InputError
 from training.signals import StopAtOnce, interrupted
 
 OUT_OF_MEMORY = (
-    "out of memory; try a smaller --micro-batch-size, or --recompute; else a smaller --batch-size or --max-length"
+    "out of memory; try --recompute, or a smaller --micro-batch-size, --batch-size or --max-length"
 )
 
 

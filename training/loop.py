@@ -20,7 +20,7 @@ from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.errors import TrainingError, not_finite
 from training.evaluate import encode_once, predict, score
-from training.memory import give_back_memory, keep_freed_memory
+from training.memory import give_back_memory, keep_freed_memory, wait_for
 from training.optimizer import build_optimizer, lr_factor
 from training.pairs import COMPARING
 from training.processes import ALONE, Processes, others_there
@@ -149,6 +149,17 @@ class Trainer:
                 done = min(done + count * self.processes.count, total)
                 yield done, total
                 started = time.perf_counter()
+
+    def compile_kernels(self) -> None:
+        """On a GPU do the next step's work and drop it, so that Triton compiles now and in no step's time.
+
+        It changes nothing: masks are drawn anew in each step, from the step's own seed.
+        """
+        if self.device.type == "cuda" and not (self.finished or self.resting):
+            step = self.progress.step
+            self._backward(step, self.plan.pieces_of(step))
+            self.optimizer.zero_grad(set_to_none=True)
+            wait_for(self.device)
 
     def losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Each task's own; of several tasks from one pass of the encoder."""
@@ -317,6 +328,7 @@ class Trainer:
                 on_encoded(done, total)
                 if self.processes.alone:
                     self.stopped.check()
+            self.compile_kernels()
             while self.unscored or not self.finished:
                 self._check_stopped()
                 if self.unscored:

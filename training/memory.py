@@ -24,6 +24,12 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
 
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all that it was given; a CPU already has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def memory_once_imported() -> float:
     """MiB resident before anything of a run is loaded, with what torch.optim and scoring import when used."""
     for name in ("torch._dynamo", "scipy.stats"):

@@ -71,7 +71,14 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
     there = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= there:
-        raise InputError(f"--device {name}: this machine has {there} CUDA devices")
+        cuda = torch.version.cuda
+        found = (
+            f"PyTorch for CUDA {cuda} finds no GPU, or its driver is too old"
+            if cuda
+            else "PyTorch has no CUDA"
+        )
+        why = "" if there else f": this {found}"
+        raise InputError(f"--device {name}: this machine has {there} CUDA devices{why}")
     return device
 
 

@@ -1,5 +1,6 @@
 """What a run was made with: settings, data, weights, versions, machine; and what differs from another's."""
 
+import importlib.util
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from training.build import data_folder
 from training.config import Config, to_dict
 
 PACKAGES = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
+ON_GPU = ("triton",)  # not installed everywhere
 ROOT = Path(__file__).parents[1]
 
 # A run does not go on with another of these. The rest is told: it may change bits, and no more than that.
@@ -30,6 +32,8 @@ EPOCH = "steps of an epoch"
 def versions() -> dict[str, str]:
     """Of Python, the packages that compute, and this one, with its git commit where it is a clone."""
     known = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    known |= {name: metadata.version(name) for name in ON_GPU if importlib.util.find_spec(name)}
+    known |= {"cuda": torch.version.cuda} if torch.version.cuda else {}
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     own = setup.get("metadata", "version", fallback=None) or metadata.version("minibert")
@@ -89,6 +93,7 @@ def made_with(config: Config, base: Path, steps_per_epoch: int, processes: int =
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(config.device) if config.device.startswith("cuda") else None,
         "processes": processes,
         EPOCH: steps_per_epoch,
     }

@@ -297,7 +297,7 @@ class Run:
             "resumed_anyway": progress.changes,
             "config": to_dict(config),
             "sha256": {"data": self.made_with["data file"], "model": self.made_with["model file"]},
-            **{name: self.made_with[name] for name in ("versions", "threads", "cpu", "processes")},
+            **{name: self.made_with[name] for name in ("versions", "threads", "cpu", "gpu", "processes")},
         }
 
     def _rows(self, task: str) -> dict[str, int]:

@@ -4,8 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from minibert.errors import InputError
 from minibert.files import write_text
 from tasks.base import Example, Task
@@ -18,7 +16,13 @@ from training.run_folder import RunFolder, check_unchanged, load_run, prediction
 
 
 def score_file(
-    path: Path, task_name: str | None, source: Path, target: Path, batch_size: int, precision: str = "auto"
+    path: Path,
+    task_name: str | None,
+    source: Path,
+    target: Path,
+    batch_size: int,
+    precision: str = "auto",
+    device: str = "auto",
 ) -> int:
     """Write a prediction for every row of a file in the task's format; how many there are.
 
@@ -30,7 +34,7 @@ def score_file(
     examples, skipped = read_examples(source, task, labelled=False)
     for row in skipped:
         print(f"skipped {row.where}: {row.reason}", file=sys.stderr)
-    text = predictions_csv(predictions(path, task, examples, batch_size, precision))
+    text = predictions_csv(predictions(path, task, examples, batch_size, precision, device))
     try:
         write_text(text, target)
     except OSError as error:
@@ -38,14 +42,16 @@ def score_file(
     return len(examples)
 
 
-def score_text(path: Path, task_name: str | None, texts: list[str], precision: str = "auto") -> str:
+def score_text(
+    path: Path, task_name: str | None, texts: list[str], precision: str = "auto", device: str = "auto"
+) -> str:
     """The prediction for one example, as a line: a score, or a class with every class's probability.
 
     Raises:
         InputError: if the run cannot be used, the number of texts is not the task's, or they are not UTF-8.
     """
     task = choose_task(read_run_config(RunFolder(path)), task_name)
-    result = predictions(path, task, [text_example(task, texts)], 1, precision)
+    result = predictions(path, task, [text_example(task, texts)], 1, precision, device)
     if result.probabilities is None:
         return f"{result.predictions[0]:.4f}"
     shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
@@ -79,10 +85,10 @@ def choose_task(config: Config, name: str | None) -> Task:
 
 
 def predictions(
-    path: Path, task: Task, examples: list[Example], batch_size: int, precision: str
+    path: Path, task: Task, examples: list[Example], batch_size: int, precision: str, device: str
 ) -> Prediction:
     config, model, tokenizer = load_run(path, task.name)
     check_unchanged(path, read_run_config(RunFolder(path)))
-    compute_in(model.bert, precision)
+    where = compute_in(model, precision, device)
     data = Dataset(task, examples, tokenizer, config.siamese(task))
-    return predict(model, data, torch.device("cpu"), batch_size)
+    return predict(model, data, where, batch_size)
