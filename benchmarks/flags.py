@@ -2,10 +2,10 @@
 
 import argparse
 import importlib.util
-import os
 from pathlib import Path
 
 from minibert.errors import InputError
+from minibert.files import check_output
 from training.machine import cores
 
 
@@ -17,7 +17,7 @@ def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
 
 def check_common(given: argparse.Namespace) -> None:
     check_least(rounds=(given.rounds, 1), threads=(given.threads, 1))
-    check_out(given.out)
+    check_output(given.out, "--out")
     if given.out and given.out == log_beside(given.out):
         raise InputError(f"--out: expected a name as FILE.csv, the log is {given.out}")
 
@@ -32,12 +32,6 @@ def check_installed(*peers: str) -> None:
     missing = [name for name in peers if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"the comparison needs {' and '.join(missing)}: pip install -e '.[bench]'")
-
-
-def check_out(path: Path | None, name: str = "--out") -> None:
-    """Before anything is measured: raises InputError if a file cannot be written there."""
-    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise InputError(f"{name}: expected a file in a folder that can be written, got {path}")
 
 
 def check_least(**numbers: tuple[int, int]) -> None:

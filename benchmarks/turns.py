@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 from minibert.errors import InputError
+from minibert.files import write_text
 
 ROOT = Path(__file__).parents[1]
 Round = Mapping[str, dict]  # what was measured, by name
@@ -49,8 +50,6 @@ class Log:
     def add(self, turn: int, name: str, measured: dict) -> None:
         self.measured[turn, name] = measured
         if self.path:
-            from minibert.files import write_text
-
             lines = [self.about]
             lines += [{"round": i, "name": n, "measured": one} for (i, n), one in self.measured.items()]
             write_text("".join(json.dumps(line) + "\n" for line in lines), self.path)
