@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from minibert.errors import InputError
-from minibert.files import check_output
+from minibert.files import check_output, special
 from training.machine import cores
 
 
@@ -17,7 +17,8 @@ def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
 
 def check_common(given: argparse.Namespace) -> None:
     check_least(rounds=(given.rounds, 1), threads=(given.threads, 1))
-    check_output(given.out, "--out")
+    for path in (given.out, log_beside(given.out)):
+        check_output(path, "--out")
     if given.out and given.out == log_beside(given.out):
         raise InputError(f"--out: expected a name as FILE.csv, the log is {given.out}")
 
@@ -42,5 +43,5 @@ def check_least(**numbers: tuple[int, int]) -> None:
 
 
 def log_beside(out: Path | None) -> Path | None:
-    """Where the measurements of FILE.csv are kept: FILE.jsonl."""
-    return out.with_suffix(".jsonl") if out else None
+    """Where the measurements of FILE.csv are kept: FILE.jsonl; beside a FIFO or a device nothing is."""
+    return out.with_suffix(".jsonl") if out and not special(out) else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 from minibert.errors import InputError
-from minibert.files import write_text
+from minibert.files import read_text, write_text
 
 ROOT = Path(__file__).parents[1]
 Round = Mapping[str, dict]  # what was measured, by name
@@ -35,10 +35,10 @@ class Log:
 
     def _read(self, path: Path) -> None:
         try:
-            before, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            before, *lines = map(json.loads, read_text(path).splitlines())
             self.measured = {(one["round"], one["name"]): one["measured"] for one in lines}
             differing = [name for name in self.about | before if self.about.get(name) != before.get(name)]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: expected the log of a benchmark, got something else") from None
         if differing:
             name = differing[0]

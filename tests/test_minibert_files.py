@@ -3,7 +3,6 @@ import os
 import re
 import resource
 import socket
-import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
+from special_files import FULL, NULL, ZERO, device
 
 from minibert import files
 from minibert.errors import InputError
@@ -309,16 +309,6 @@ class TestWriting:
         assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
 
 
-def node(path: Path, minor: int) -> Path:
-    """A device of the test's own: 3 takes everything, 5 gives zeros, 7 is full."""
-    try:
-        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, minor))
-        path.open("rb").close()
-    except OSError:
-        pytest.skip("needs the right to make devices")
-    return path
-
-
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
     os.mkfifo(tmp_path / "fifo")
@@ -328,7 +318,7 @@ def fifo(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("read", [read_json, read_safetensors, read_text])
 def test_what_may_never_end_or_begin_is_no_part_of_a_folder(read: Callable, fifo: Path, refusal):
     assert refusal(read, fifo) == f"{fifo}: expected a file, got a FIFO"
-    zeros = node(fifo.with_name("zero"), 5)
+    zeros = device(fifo.with_name("zero"), ZERO)
     assert refusal(read, zeros) == f"{zeros}: expected a file, got a device"
 
 
@@ -344,7 +334,7 @@ def test_a_stream_is_read_to_its_end_or_to_a_bound(fifo: Path, refusal, monkeypa
     assert read("a\r\né".encode()) == "a\r\né"
     monkeypatch.setattr(files, "LARGEST_STREAM", 2**20)
     assert refusal(read, b"a" * (2**20 + 1)) == f"{fifo}: expected at most 1 MiB, got more"
-    zeros = node(fifo.with_name("zero"), 5)
+    zeros = device(fifo.with_name("zero"), ZERO)
     assert refusal(lambda: read_text(zeros, stream=True)) == f"{zeros}:1: expected text, got a NUL byte"
 
 
@@ -355,11 +345,9 @@ def test_json_has_a_bound(tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPat
 
 
 class TestWhatIsNoFile:
-    """Devices are the test's own: a mistake would replace the machine's."""
-
     @TestWriting.WRITERS
     def test_a_device_is_written_into(self, tmp_path: Path, write: Callable):
-        path, full = node(tmp_path / "null", 3), node(tmp_path / "full", 7)
+        path, full = device(tmp_path / "null", NULL), device(tmp_path / "full", FULL)
         write(path)
         assert path.is_char_device()
         with pytest.raises(OSError, match="No space left") as caught:

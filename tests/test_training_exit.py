@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import call
+from special_files import FULL, device
 
 from minibert.errors import InputError
 from training.errors import TrainingError
@@ -174,11 +174,7 @@ def test_a_stdout_in_ascii_closed_or_full_is_a_line(
     redirected: str, code: int, out: str, err: str, tmp_path: Path
 ) -> None:
     if "full" in redirected:
-        try:
-            os.mknod(tmp_path / "full", 0o600 | stat.S_IFCHR, os.makedev(1, 7))
-            open(tmp_path / "full", "wb").close()
-        except OSError:
-            pytest.skip("needs the right to make devices")
+        device(tmp_path / "full", FULL)
     command = f'{sys.executable} -c "$CODE" {redirected.format(full=tmp_path / "full")}'
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "CODE": PRINTS}
     ended = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
