@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minibert.errors import InputError
-from minibert.files import write_json, write_text
+from minibert.files import check_folder, write_json, write_text
 from training.cli import Parser, check_beside
 from training.exit import run_command
 
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError("--overall: takes the task of each place, and needs no model")
     if given.out and given.out.suffix != ".json":
         raise InputError(f"--out: expected the name of a .json file, got {given.out}")
-    if given.out:
+    if given.out and check_folder(given.out.parent, "--out") == given.out.parent:
         for run in given.overall or [given.run]:
             check_beside(given.out, "--out", run)
     return given
@@ -127,6 +127,7 @@ def evaluate_overall(given: argparse.Namespace) -> None:
     print(f"overall {result.overall:.4f} (standard error {result.error:.4f}), on dev")
     print(f"SST accuracy {result.sst:.4f}, Quora accuracy {result.qqp:.4f}, STS Pearson {result.sts:.4f}")
     if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(asdict(result), given.out)
 
 

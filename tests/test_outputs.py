@@ -40,6 +40,8 @@ def test_where_no_file_can_be_is_said_before_any_work(
     name = NAMES.get(command.split(".")[-1], "x.csv")
     os.mkdir(name)
     for place, reason in ((name, "Is a directory"), (f"none/{name}", "No such file or directory")):
+        if command == "experiments.evaluate" and place != name:
+            continue  # it makes the folders
         ended = call(main, *COMMANDS[command], place)
         assert (ended.code, ended.line) == (2, f"error: {flag}: {place} cannot be written ({reason})")
     for place, says in (
