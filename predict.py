@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from minibert.errors import InputError
-from training.cli import Parser, add_computing
+from training.cli import Parser, add_computing, check_beside
 from training.exit import run_command
 
 
@@ -30,6 +30,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise InputError("expected --input and --output together")
     if given.batch_size < 1:
         raise InputError(f"--batch-size: expected a whole number of at least 1, got {given.batch_size}")
+    if given.output:
+        check_beside(given.output, "--output", given.run, given.input)
     return given
 
 

@@ -31,10 +31,11 @@ from benchmarks.fault_kinds import (
     stop,
 )
 from benchmarks.fault_runs import Bench, cut, flip, interrupt, left_by, steps_done, wait, wait_until
-from benchmarks.flags import check_least, check_out
+from benchmarks.flags import check_least
 from benchmarks.machine import describe
 from benchmarks.tables import show
 from minibert.errors import InputError
+from minibert.files import check_output
 from training.cli import Parser
 from training.exit import run_command
 
@@ -57,7 +58,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the table there, as CSV")
     given = parser.parse_args(arguments)
     check_least(kills=(given.kills, 0), trials=(given.trials, 0), threads=(given.threads, 1))
-    check_out(given.out)
+    check_output(given.out, "--out")
     if given.model and not given.model.is_dir():
         raise InputError(f"--model: expected a folder, got {str(given.model)!r}")
     return given

@@ -2,10 +2,10 @@
 
 import argparse
 import importlib.util
-import os
 from pathlib import Path
 
 from minibert.errors import InputError
+from minibert.files import check_output, special
 from training.machine import cores
 
 DEVICES = ("cpu", "cuda")
@@ -20,7 +20,8 @@ def add_common(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
 
 def check_common(given: argparse.Namespace) -> None:
     check_least(rounds=(given.rounds, 1), threads=(given.threads, 1))
-    check_out(given.out)
+    for path in (given.out, log_beside(given.out)):
+        check_output(path, "--out")
     if given.out and given.out == log_beside(given.out):
         raise InputError(f"--out: expected a name as FILE.csv, the log is {given.out}")
 
@@ -37,12 +38,6 @@ def check_installed(*peers: str) -> None:
         raise InputError(f"the comparison needs {' and '.join(missing)}: pip install -e '.[bench]'")
 
 
-def check_out(path: Path | None, name: str = "--out") -> None:
-    """Before anything is measured: raises InputError if a file cannot be written there."""
-    if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise InputError(f"{name}: expected a file in a folder that can be written, got {path}")
-
-
 def check_least(**numbers: tuple[int, int]) -> None:
     """Each as flag=(value, least). Raises InputError, naming the flag, for a value that is too small."""
     for name, (value, least) in numbers.items():
@@ -51,5 +46,5 @@ def check_least(**numbers: tuple[int, int]) -> None:
 
 
 def log_beside(out: Path | None) -> Path | None:
-    """Where the measurements of FILE.csv are kept: FILE.jsonl."""
-    return out.with_suffix(".jsonl") if out else None
+    """Where the measurements of FILE.csv are kept: FILE.jsonl; beside a FIFO or a device nothing is."""
+    return out.with_suffix(".jsonl") if out and not special(out) else None

@@ -28,6 +28,7 @@ from benchmarks import gpu_report, gpu_tests
 from benchmarks.flags import check_least
 from benchmarks.turns import ROOT, environment, why_ended
 from minibert.errors import InputError
+from minibert.files import check_folder, write_text
 from training.cli import Parser
 from training.exit import run_command
 from training.machine import cores
@@ -162,8 +163,6 @@ class Day:
 
     def save(self, state: str) -> None:
         """Each file is the old one or the whole new one."""
-        from minibert.files import write_text
-
         spent = f"{state}: {self.deadline.spent():.0f} of {self.deadline.seconds:.0f} seconds spent."
         write_text(gpu_report.csv_text(self.findings), self.out / "gpu_day.csv")
         write_text(gpu_report.markdown(self.findings, spent), self.out / "report.md")
@@ -329,8 +328,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU, to see that it works")
     options = parser.parse_args(arguments)
     check_least(seconds=(options.seconds, 60))
-    if options.out.exists() and not (options.out.is_dir() and os.access(options.out, os.W_OK)):
-        raise InputError(f"--out: expected a folder that can be written, got {options.out}")
+    check_folder(options.out, "--out")
     return options
 
 

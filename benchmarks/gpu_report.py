@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from minibert.files import replacing
+
 COLUMNS = ("part", "case", "side", "measure", "value")
 SIDES = ("ours", "peer")
 BAD = ("failed", "error")  # outcomes of a test
@@ -237,4 +239,5 @@ def plot(findings: Findings, path: Path) -> None:
     card = findings.part("facts").get("", {}).get("card", "")
     title = f"{card}{', tiny shapes' if findings.tiny else ''}: a training step"
     axes.set(xlabel="time of transformers + PEFT / our time", title=title)
-    figure.savefig(path, dpi=110, format="png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 
-from benchmarks.flags import check_least, check_out
+from benchmarks.flags import check_least
 from benchmarks.tables import table, write_csv
 from benchmarks.turns import ROOT
 from minibert.errors import InputError
+from minibert.files import check_output
 from training.cli import Parser, parse
 from training.exit import run_command
 
@@ -120,7 +121,7 @@ def parse_flags(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--out", type=Path, help="also write the table there, as CSV")
     given, others = parser.parse_known_args(arguments)
     check_least(steps=(given.steps, 2), memory_steps=(given.memory_steps, 2))
-    check_out(given.out)
+    check_output(given.out, "--out")
     parse(others)
     return given, others
 

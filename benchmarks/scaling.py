@@ -16,10 +16,11 @@ from math import exp, log
 from pathlib import Path
 from statistics import median
 
-from benchmarks.flags import add_common, check_common, check_least, check_out, log_beside
+from benchmarks.flags import add_common, check_common, check_least, log_beside
 from benchmarks.machine import describe
 from benchmarks.tables import show
 from benchmarks.turns import Log, Round, run_json, take_turns
+from minibert.files import check_output, replacing
 from training.cli import Parser
 from training.exit import run_command
 
@@ -129,7 +130,8 @@ def plot(rounds: Sequence[Round], axes: Sequence[str], path: Path) -> None:
             one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             one.yaxis.set_minor_locator(NullLocator())
             one.yaxis.set_major_formatter("{x:g}")
-    figure.savefig(path, format="png", dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -147,7 +149,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     check_common(given)
     check_least(steps=(given.steps, 1))
-    check_out(given.plot, "--plot")
+    check_output(given.plot, "--plot")
     if given.method == "full" and "rank" in (given.axes or ()):
         parser.error("--axes rank: --method full has no adapters")
     given.axes = given.axes or [axis for axis in AXES if (given.method, axis) != ("full", "rank")]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from minibert.files import write_text
+
 MACHINE = ("cpu", "cores", "threads", "torch")  # of what benchmarks.machine says; the log has the rest
 
 
@@ -15,8 +17,6 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_csv(lines: Sequence[Sequence[str]], path: Path) -> None:
-    from minibert.files import write_text
-
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     write_text(text.getvalue(), path)

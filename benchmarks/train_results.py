@@ -8,6 +8,7 @@ from benchmarks.tables import with_range
 from benchmarks.turns import Round, paired
 from lora.methods import METHODS
 from minibert.errors import InputError
+from minibert.files import replacing
 
 OURS, RATES = "ours", "matrix products"
 # Each variant: which program, and what sets it apart. None: for methods without adapters there is no such.
@@ -141,4 +142,5 @@ def plot(rounds: Sequence[Round], methods: Sequence[str], weights: int, path: Pa
     axes.set_ylabel("real tokens a second")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, format="png", dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

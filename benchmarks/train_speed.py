@@ -22,7 +22,6 @@ from benchmarks.flags import (
     check_data,
     check_installed,
     check_least,
-    check_out,
     log_beside,
 )
 from benchmarks.machine import describe
@@ -41,6 +40,7 @@ from benchmarks.train_results import (
 from benchmarks.turns import Log, run, run_json, take_turns
 from lora.methods import METHODS
 from minibert.errors import InputError
+from minibert.files import check_output
 from tasks import TASKS
 from training.cli import Parser
 from training.exit import run_command
@@ -135,7 +135,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     check_common(given)
     check_data(given.data)
-    check_out(given.plot, "--plot")
+    check_output(given.plot, "--plot")
     least = {"epochs": 1, "batch_size": 1, "max_length": 4} | (
         {} if given.examples is None else {"examples": 2}
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 from minibert.errors import InputError
+from minibert.files import read_text, write_text
 
 ROOT = Path(__file__).parents[1]
 Round = Mapping[str, dict]  # what was measured, by name
@@ -34,10 +35,10 @@ class Log:
 
     def _read(self, path: Path) -> None:
         try:
-            before, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            before, *lines = map(json.loads, read_text(path).splitlines())
             self.measured = {(one["round"], one["name"]): one["measured"] for one in lines}
             differing = [name for name in self.about | before if self.about.get(name) != before.get(name)]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: expected the log of a benchmark, got something else") from None
         if differing:
             name = differing[0]
@@ -49,8 +50,6 @@ class Log:
     def add(self, turn: int, name: str, measured: dict) -> None:
         self.measured[turn, name] = measured
         if self.path:
-            from minibert.files import write_text
-
             lines = [self.about]
             lines += [{"round": i, "name": n, "measured": one} for (i, n), one in self.measured.items()]
             write_text("".join(json.dumps(line) + "\n" for line in lines), self.path)

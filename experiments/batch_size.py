@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.batch_step import measure_apart
 from minibert.errors import InputError
+from minibert.files import check_output, write_text
 from training.cli import Parser, parse
 from training.exit import run_command
 
@@ -108,6 +109,7 @@ def build_parser() -> Parser:
 
 def main() -> int:
     given, settings = build_parser().parse_known_args()
+    check_output(given.out, "--out")
     config, others = parse(settings)
     if others.resume or others.overfit_batch:
         raise InputError("expected settings of a run; --resume and --overfit-batch are train.py's alone")
@@ -119,7 +121,6 @@ def main() -> int:
         raise InputError(f"--limit: expected a share above 0 and at most 1, got {given.limit:g}")
     from experiments.batch_step import examples_in, memory_of
     from experiments.summary import markdown
-    from minibert.files import write_text
 
     memory = given.memory * GIB if given.memory else memory_of(config.device)
     room, seen = given.limit * memory, examples_in(config)

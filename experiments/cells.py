@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 from minibert.errors import InputError
+from minibert.files import read_text
 from training.config import Config, flag, from_dict, to_dict
 
 if sys.version_info >= (3, 11):
@@ -67,10 +68,9 @@ def read_table(path: Path) -> dict:
     """Raises:
     InputError: if the file cannot be read, or is no TOML.
     """
+    text = read_text(path, stream=True)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected TOML, got something else ({error})") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.summary import markdown
+from minibert.files import check_output, write_text
 from training.cli import Parser
 from training.exit import run_command
 
@@ -80,9 +81,9 @@ def main() -> int:
     parser.add_argument("--data", help="where the labels are, if no longer where the runs say")
     parser.add_argument("--csv", type=Path, help="also write a line per setting there")
     given = parser.parse_args()
+    check_output(given.csv, "--csv")
     # Imported here, not above: usage errors and --help answer without waiting for torch.
     from experiments.comparison import compare, read_groups
-    from minibert.files import write_text
 
     task, groups = read_groups(given.runs, given.data, given.task)
     comparison = compare(task, groups)

@@ -1,12 +1,14 @@
 """Which classes a run takes for which, from its predictions and the labels of the data folder."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.labelled import labelled
 from experiments.listing import Run
 from minibert.errors import InputError
+from minibert.files import read_text
 from tasks.base import Task
 from training.config import Config
 
@@ -37,11 +39,8 @@ def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> l
 def read_predictions(path: Path, labels: Mapping[str, int], classes: int) -> list[tuple[str, int]]:
     """(id, class) of each example of a run's predictions on dev. Raises InputError as `confusion` does."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
         raise InputError(f"{path}: expected CSV, got something else ({error})") from None
     pairs, named = [], {str(one): one for one in range(classes)}
     for number, row in enumerate(rows, 2):

@@ -21,14 +21,14 @@ import torch
 from experiments.cells import Cell
 from experiments.pool import GridFolder
 from experiments.runs import duration
+from experiments.summary import read_records
 from lora.methods import METHODS
 from minibert.errors import InputError
-from minibert.files import read_json
 from minibert.hub import is_local, resolve
 from minibert.model import BertConfig
 from minibert.weights import read_config
 from training.build import MANY_ROWS, read_splits, shape_of_model
-from training.config import Config, from_dict
+from training.config import Config
 from training.footprint import footprint
 from training.precision import DTYPES, choose_device, choose_precision
 
@@ -71,11 +71,16 @@ def finished(folder: GridFolder, kinds: set[tuple]) -> dict[tuple, list[tuple[fl
     known: dict[tuple, list[tuple[float, float]]] = {}
     for path in sorted(folder.path.glob("*/result.json")):
         seconds = folder.seconds(path.parent.name)
-        config = from_dict(read_json(path.with_name("config.json")), str(path.with_name("config.json")))
+        config, mib = taken(path.parent)
         if kind(config) in kinds and not isnan(seconds) and is_local(config.model):
-            mib = read_json(path)["memory_above_start_mib"]
             known.setdefault(kind(config), []).append((seconds / work(config), mib))
     return known
+
+
+def taken(run: Path) -> tuple[Config, float]:
+    """A finished run's settings, and the MiB that it took. Raises InputError as `read_records` does."""
+    record = read_records([run])[0]
+    return record.config, record.result["memory_above_start_mib"]
 
 
 def kind(config: Config) -> tuple:
@@ -87,7 +92,7 @@ def kind(config: Config) -> tuple:
 def estimate(cell: Cell, folder: GridFolder, known: Mapping[tuple, list[tuple[float, float]]]) -> Estimate:
     config = cell.config
     if folder.result(cell.name).exists():
-        return Estimate(0.0, read_json(folder.result(cell.name))["memory_above_start_mib"], "finished")
+        return Estimate(0.0, taken(folder.run(cell.name))[1], "finished")
     if not is_local(config.model):
         return Estimate(float("nan"), float("nan"), f"{config.model} is not downloaded yet")
     if runs := known.get(kind(config)):

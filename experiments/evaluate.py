@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minibert.errors import InputError
-from training.cli import Parser
+from minibert.files import check_folder, write_json, write_text
+from training.cli import Parser, check_beside
 from training.exit import run_command
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError("--overall: takes the task of each place, and needs no model")
     if given.out and given.out.suffix != ".json":
         raise InputError(f"--out: expected the name of a .json file, got {given.out}")
+    if given.out and check_folder(given.out.parent, "--out") == given.out.parent:
+        for run in given.overall or [given.run]:
+            check_beside(given.out, "--out", run)
     return given
 
 
@@ -92,7 +96,6 @@ def evaluate_run(given: argparse.Namespace) -> None:
     from experiments.evaluation import evaluate
     from experiments.findings import findings
     from experiments.scored import read_scored
-    from minibert.files import write_json, write_text
 
     run = read_scored(given.run, given.task, given.data)
     result = evaluate(run, with_model=not given.no_model)
@@ -114,7 +117,6 @@ def evaluate_run(given: argparse.Namespace) -> None:
 def evaluate_overall(given: argparse.Namespace) -> None:
     from experiments.scored import read_scored
     from experiments.submission import COURSE, overall
-    from minibert.files import write_json
     from training.run_folder import RunFolder, read_run_config
 
     def one(path: Path, task: str) -> "Scored":
@@ -125,6 +127,7 @@ def evaluate_overall(given: argparse.Namespace) -> None:
     print(f"overall {result.overall:.4f} (standard error {result.error:.4f}), on dev")
     print(f"SST accuracy {result.sst:.4f}, Quora accuracy {result.qqp:.4f}, STS Pearson {result.sts:.4f}")
     if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(asdict(result), given.out)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minibert.errors import InputError
+from minibert.files import check_output, write_text
 from training.cli import Parser
 from training.exit import run_command
 
@@ -30,8 +31,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError(f"--nearest: expected a whole number of at least 0, got {given.nearest}")
     if given.out.suffix != ".html":
         raise InputError(f"--out: expected a file that ends in .html, got {given.out}")
-    if not given.out.absolute().parent.is_dir():
-        raise InputError(f"--out: there is no folder {given.out.parent}")
+    check_output(given.out, "--out")
     return given
 
 
@@ -41,7 +41,6 @@ def main() -> int:
     from experiments.blocks import page
     from experiments.explanation import explain
     from experiments.explanation_page import TITLE, completeness, cut_off, parts_of
-    from minibert.files import write_text
 
     texts = [given.text] if given.pair is None else [given.text, given.pair]
     found = explain(given.run, given.task, texts, given.nearest)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.summary import Record, by_task, is_number, of_task, read_record
 from minibert.errors import InputError
+from minibert.files import read_json, read_text
 from training.cli import command_of
 from training.config import Config, from_dict
 
@@ -54,8 +55,6 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
 
 
 def _read(folder: Path) -> list[Run] | LeftOut:
-    from minibert.files import read_json
-
     config_file, result_file = folder / "config.json", folder / "result.json"
     if not config_file.is_file():
         return LeftOut(folder, f"no run: there is no {config_file.name} in it")
@@ -83,12 +82,8 @@ def read_history(path: Path, task: str | None = None) -> list[dict]:
     Raises:
         InputError: with file:line, unless each has the numbers of `CURVES`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
     history = []
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(read_text(path).splitlines(), 1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.plots import check_installed
 from minibert.errors import InputError
+from minibert.files import check_folder, write_json, write_text
 from training.cli import Parser
 from training.exit import run_command
 
@@ -37,9 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError(f"--top: expected a whole number of at least 1, got {given.top}")
     if not 0 < given.threshold <= 1:
         raise InputError(f"--threshold: expected a number above 0, at most 1, got {given.threshold}")
-    there = next(one for one in (given.out, *given.out.absolute().parents) if one.exists())
-    if not there.is_dir():
-        raise InputError(f"--out: expected a folder, {there} is none")
+    check_folder(given.out, "--out")
     check_installed()
     return given
 
@@ -51,7 +50,6 @@ def main() -> int:
     from experiments.microscope_page import TITLE, parts_of
     from experiments.microscope_tables import as_json, modules_csv, not_measured, shown, spectra_csv
     from experiments.microscopy import magnify
-    from minibert.files import write_json, write_text
 
     runs = magnify(given.runs, given.task, given.top)
     html = page(TITLE, parts_of(runs, given.threshold))

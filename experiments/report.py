@@ -11,6 +11,7 @@ from experiments.listing import LeftOut, Run, read_runs
 from experiments.plots import check_installed
 from experiments.sections import Comparison
 from minibert.errors import InputError
+from minibert.files import check_output, write_text
 from training.cli import Parser
 from training.exit import run_command
 
@@ -61,16 +62,14 @@ def parse(arguments: Sequence[str]) -> tuple[list[Path], Path]:
     given = parser.parse_args(arguments)
     if given.out.suffix != ".html":
         raise InputError(f"--out: expected a file that ends in .html, got {given.out}")
-    if not given.out.absolute().parent.is_dir():
-        raise InputError(f"--out: there is no folder {given.out.parent}")
+    for path in (given.out, given.out.with_suffix(".md")):
+        check_output(path, "--out")
     check_installed()
     return given.runs, given.out
 
 
 def main() -> int:
     folders, out = parse(sys.argv[1:])
-    from minibert.files import write_text
-
     blocks = report(*read_runs(folders))
     write_text(page(TITLE, blocks), out)
     write_text(markdown(blocks), out.with_suffix(".md"))

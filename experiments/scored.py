@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.summary import Record, read_record
 from minibert.errors import InputError
+from minibert.files import read_text
 from tasks.base import Example, Task
 from tasks.metrics import METRICS
 from tasks.reader import read_examples
@@ -101,12 +102,7 @@ def read_rows(path: Path, task: Task) -> dict[str, list[float]]:
     Raises:
         InputError: with file:line, for anything else.
     """
-    try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: expected UTF-8 text") from None
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
     classes = range(task.num_outputs) if task.is_classification else ()
     columns = ["id", "prediction", *(f"p{c}" for c in classes)]
     if next(reader, []) != columns:

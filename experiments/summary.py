@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from minibert.errors import InputError
+from minibert.files import check_output, read_json, write_text
 from training.cli import Parser
 from training.config import OF_SEVERAL, Config, from_dict, to_dict
 from training.exit import run_command
@@ -73,8 +74,6 @@ def read_record(folder: Path) -> Record:
     Raises:
         InputError: if there is none.
     """
-    from minibert.files import read_json
-
     path, config = folder / "result.json", folder / "config.json"
     if not path.is_file():
         if not config.is_file() and any(folder.glob(f"*/{config.name}")):  # a grid's, among the runs
@@ -230,11 +229,10 @@ def main() -> int:
         "--csv", type=Path, help="also write a line per run and task: its settings, its result"
     )
     given = parser.parse_args()
+    check_output(given.csv, "--csv")
     records = read_records(given.runs)
     print(markdown(rows(records)))
     if given.csv:
-        from minibert.files import write_text
-
         write_text(lines(records), given.csv)
     return 0
 

@@ -16,7 +16,7 @@ from lora.layers import LoRALinear
 from lora.methods import METHODS, merge
 from lora.placement import IN_LAYER, linear_names
 from minibert.errors import InputError
-from minibert.files import check_fits, read_json
+from minibert.files import check_fits, object_in, read_json
 from minibert.hub import resolve
 from minibert.model import Bert
 from minibert.weights import load_bert
@@ -149,8 +149,7 @@ def _check_base(trained: Trained) -> None:
         InputError: if it is not the one that the run began with.
     """
     result = RunFolder(trained.path).result
-    known = read_json(result).get("sha256")
-    files = known.get("model") if isinstance(known, dict) else None
-    check_sha256(trained.base, files if isinstance(files, dict) else {}, result)
+    known = object_in(object_in(read_json(result), "sha256", result), "model", result)
+    check_sha256(trained.base, known, result)
     where = f"{trained.path}: the trained model does not fit its base {trained.base}"
     check_fits(trained.bert.state_dict(), trained.start.state_dict(), where)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minibert.errors import InputError
+from minibert.files import write_text
 from training.cli import Parser
 from training.exit import run_command
 
@@ -169,7 +170,7 @@ def main() -> int:
     if given.update:
         counts = golden | {case.name: found.instructions for case, found, _, _ in rows}
         text = json.dumps({"triton": triton.__version__, "instructions": counts}, indent=1)
-        GOLDEN.write_text(text + "\n", encoding="utf-8")
+        write_text(text + "\n", GOLDEN)
     failed = [(case, wrong) for case, _, _, wrong in rows if wrong]
     print(f"\n{len(failed)} of {len(rows)} kernels fail:" if failed else f"\nall {len(rows)} kernels hold")
     for case, wrong in failed:

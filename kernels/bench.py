@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kernels.costs import LAYERS, PATHS, Layer, Limits, layer, seconds
 from minibert.errors import InputError
+from minibert.files import check_output, replacing, write_text
 from training.cli import Parser
 from training.exit import run_command
 
@@ -172,7 +173,8 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -199,9 +201,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def check_outputs(csv_file: Path | None, plot_file: Path | None) -> None:
-    for name, path in (("csv", csv_file), ("plot", plot_file)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"--{name}: there is no folder {path.parent}")
+    check_output(csv_file, "--csv")
+    check_output(plot_file, "--plot")
     if plot_file is None:
         return
     if plot_file.suffix not in PLOTS:
@@ -214,7 +215,6 @@ def run(given: argparse.Namespace, device: "torch.device", name: str, timer: "Ti
     """Time, print, and write what the flags ask for."""
     from kernels import timing
     from kernels.peft_costs import installed
-    from minibert.files import write_text
     from training.precision import DTYPES
 
     limits = timing.sustained(timer, device, DTYPES[given.dtype])

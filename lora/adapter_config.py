@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora.methods import METHODS, Method
+from lora.methods import LARGEST_ALPHA, LARGEST_RANK, METHODS, Method
 from minibert.errors import InputError
 from minibert.files import read_json
 
@@ -126,8 +126,9 @@ def _method_of(config: dict, path: Path) -> Method:
 
 def _number(config: dict, key: str, kind: type, path: Path, where: str = "") -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not abs(value) < 2**31:
-        wanted = "a whole number" if kind is int else "a number"
+    most = LARGEST_RANK if kind is int else LARGEST_ALPHA
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not abs(value) <= most:
+        wanted = "a whole number" if kind is int else f"a number of at most {most:g}"
         raise InputError(f"{path}: expected {where}{key} to be {wanted}, got {value!r}")
     return value
 

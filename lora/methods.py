@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Of what is trained, and of what is read back or comes from elsewhere: the one table.
+LARGEST_RANK = 2**31 - 1
+LARGEST_ALPHA = 1e10  # above the default for the largest rank, 2r
+
+
 @dataclass(frozen=True)
 class Method:
     """One way of fine-tuning. With a `layer` the encoder is frozen but for its adapters.

@@ -1,35 +1,101 @@
-"""Files read and written whole: a reader that says what is wrong, a writer that never leaves half a file."""
+"""Files read and written whole: a reader that says what is wrong, a writer that never leaves half a file.
+
+Imports no torch.
+"""
 
 import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+import shutil
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from minibert.errors import InputError
 
-LARGEST_JSON = 2**28  # bytes; /dev/zero has no end
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST_JSON = 2**28  # bytes
+LARGEST_STREAM = 2**30  # bytes of a pipe or a device, which may have no end
+CHUNK = 2**20  # bytes of a read
+SPECIAL = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
+def special(path: Path) -> str | None:
+    """What a path leads to that is neither a file nor a folder: "a FIFO", "a device" or "a socket"."""
+    try:
+        return SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode))
+    except OSError:  # whoever opens it says why
+        return None
+
+
+def check_regular(path: Path) -> None:
+    """Raises InputError for what may never end, or never begin: a FIFO, a device, a socket."""
+    if kind := special(path):
+        raise InputError(f"{path}: expected a file, got {kind}")
+
+
+def _content(path: Path, most: int, stream: bool) -> bytes:
+    """All of a file, but for what follows on a NUL byte, which no text has."""
+    if not stream:
+        check_regular(path)
+    content = bytearray()
+    try:
+        with open(path, "rb") as file:
+            while len(content) <= most and (chunk := file.read(CHUNK)):
+                content += chunk
+                if b"\0" in chunk:
+                    break
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except MemoryError:
+        content.clear()
+        raise InputError(f"{path}: expected a file that fits into memory, got a larger one") from None
+    if len(content) > most:
+        raise InputError(f"{path}: expected at most {most >> 20} MiB, got more")
+    end = content.find(b"\0")
+    return bytes(content if end < 0 else content[: end + 1])
+
+
+def read_text(path: Path, stream: bool = False) -> str:
+    """All of a UTF-8 file, without its byte order mark; line ends stay as they are.
+
+    With `stream` a pipe or a device is read too, but no more of it than `LARGEST_STREAM`.
+
+    Raises:
+        InputError: if it cannot be read; with file:line, if it holds a byte that is no text.
+    """
+    content = _content(path, LARGEST_STREAM if special(path) else sys.maxsize, stream)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise InputError(f"{path}:{line}: expected UTF-8 text, got byte {byte:#04x}") from None
+    if text.endswith("\0"):
+        line = text.count("\n") + 1
+        raise InputError(f"{path}:{line}: expected text, got a NUL byte")
+    return text
+
+
+def read_json(path: Path, stream: bool = False) -> dict:
+    """The object in a JSON file; with `stream` in a pipe too.
 
     Raises:
         InputError: if the file cannot be read, does not end or holds anything but one JSON object.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST_JSON + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > LARGEST_JSON:
-        raise InputError(f"{path}: expected JSON of at most {LARGEST_JSON >> 20} MiB, got more")
+    content = _content(path, LARGEST_JSON, stream)
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -39,12 +105,24 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def object_in(raw: Mapping, key: str, where: Path) -> dict:
+    """An object within a JSON object; empty where there is none. Raises InputError if it is anything else."""
+    value = raw.get(key, {})
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected {key} to be an object, got {reprlib.repr(value)}")
+    return value
+
+
+def read_safetensors(path: Path) -> "dict[str, Tensor]":
     """All tensors of one safetensors file.
 
     Raises:
         InputError: if it cannot be read, is truncated or is no safetensors file.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_regular(path)
     try:
         return load_file(path)
     except OSError as error:
@@ -54,7 +132,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: expected a whole safetensors file, got a damaged one ({reason})") from None
 
 
-def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+def check_fits(state: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]", where: str) -> None:
     """Raises InputError unless the two have the same names and shapes, all floating-point."""
     for problem, names in (("missing", expected.keys() - state), ("unexpected", state.keys() - expected)):
         if names:
@@ -78,24 +156,84 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in hidden if TEMPORARY.fullmatch(path.name) and path.is_file()]
 
 
+def written_into(path: Path) -> bool:
+    """Whether a path leads to a FIFO or a character device, which is written into, never replaced.
+
+    Raises:
+        OSError: naming the path, if it is a folder, or another thing that holds no text.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:  # it is new, or what a link names is
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise OSError(errno.EINVAL, f"expected a file, got {special(path)}", str(path))
+    return not stat.S_ISREG(mode)
+
+
+def followed(path: Path) -> Path:
+    """The file that a link names: the link stays, and leads to the new file."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def check_output(path: Path | None, flag: str, read: Iterable[Path] = ()) -> None:
+    """Before any work is done for it; `read` are files that are read, so that none may be written there.
+
+    Raises:
+        InputError: naming the flag, if a file cannot be written there.
+    """
+    if path is None:
+        return
+    try:
+        if written_into(path):
+            return
+        target = followed(path)
+        os.stat(target.parent / ".")
+        for place in (target.parent, *[target][: target.exists()]):
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{flag}: {path} cannot be written ({error.strerror})") from None
+    for one in read:
+        if target.exists() and one.exists() and target.samefile(one):
+            raise InputError(f"{flag}: expected a new file, {path} is read by this command")
+
+
+def check_folder(path: Path, flag: str) -> Path:
+    """The folder that is there already, itself or above it. Raises InputError unless it can be written."""
+    there = next(one for one in (path, *path.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{flag}: expected a folder that can be written, {there} is none")
+    return there
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name to write to; then the file is flushed to disk and renamed, and the folder flushed.
 
-    So `path` is the old file or the whole new one, whatever happens in between, a loss of power included.
+    So `path` is the old file or the whole new one, whatever happens in between, a loss of power included. A
+    link is followed. A FIFO and a character device stay what they are, and are written into.
 
     Raises:
         OSError: naming `path`, if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if written_into(path):
+        with _writing_into(path) as temporary:
+            yield temporary
+        return
+    target = followed(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode
+        # The user's own default, or as the old file was; safetensors would leave it to the owner alone.
+        mode = (target if target.exists() else temporary).stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # the user's own default; safetensors would leave it to the owner alone
+        temporary.chmod(mode)
         flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
+        temporary.replace(target)
+        flush(target.parent)
     except OSError as error:
         if error.filename not in (None, str(temporary)):
             raise
@@ -103,6 +241,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing_into(path: Path) -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        yield (temporary := Path(folder) / "whole")
+        try:
+            with open(temporary, "rb") as whole, open(os.open(path, os.O_WRONLY), "wb") as into:
+                shutil.copyfileobj(whole, into)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def flush(path: Path) -> None:
@@ -118,9 +267,12 @@ def flush(path: Path) -> None:
 
 
 def write_safetensors(
-    state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+    state: "Mapping[str, Tensor]", path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Raises OSError if the file cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
         try:
@@ -130,9 +282,14 @@ def write_safetensors(
 
 
 def write_text(text: str, path: Path) -> None:
-    """Raises OSError if the file cannot be written."""
+    """Raises OSError if the file cannot be written, InputError if the text holds what UTF-8 cannot."""
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:  # from a folder's name, as Python keeps odd bytes
+        part = error.object[max(0, error.start - 30) : error.end]
+        raise InputError(f"{path}: expected text that UTF-8 can hold, got {part!r}") from None
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
 
 
 def write_json(value: dict, path: Path) -> None:

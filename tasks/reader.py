@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minibert.errors import InputError
+from minibert.files import read_text
 from tasks.base import Example, Skipped, Task
 
 MOST_SKIPPED = 0.01  # of a file's rows; above that the file is not what it is taken for
@@ -61,7 +62,7 @@ def _rows(
     """(line, row) for each record; a record's line is where it starts, quoted line breaks included."""
     # strict: a quote that is never closed, or not doubled, is an error and not a very long field.
     csv.field_size_limit(LARGEST_FIELD)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t", strict=True)
+    reader = csv.reader(io.StringIO(read_text(path, stream=True), newline=""), delimiter="\t", strict=True)
     line = 1
     try:
         columns = [name.strip() for name in next(reader, [])]
@@ -75,22 +76,6 @@ def _rows(
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{line}: {error} (a quote that is not closed, or not doubled?)") from None
-
-
-def _text(path: Path) -> str:
-    """All of a file; the csv module finds the line ends, whichever they are."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # drops a byte order mark
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        byte = error.object[error.start]
-        raise InputError(f"{path}:{line}: expected UTF-8 text, got byte {byte:#04x}") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError(f"{path}:{line}: expected text, got a NUL byte")
-    return text
 
 
 def _check_columns(

@@ -62,7 +62,7 @@ def test_the_frozen_encoder_has_read_the_data_before_its_steps_are_timed(tiny, s
         (["--variants", "DoRA?"], "--variants"),
         (["--lr", "fast"], "--lr"),
         (["--lr", "1e-3", "--nope"], "--nope"),
-        (["--out", "no/such/folder/a.csv"], "--out: expected a file in a folder that can be written"),
+        (["--out", "no/such/folder/a.csv"], "--out: no/such/folder/a.csv cannot be written"),
     ],
     ids=str,
 )

@@ -114,7 +114,7 @@ def test_a_process_measures_a_point(tiny, monkeypatch):
         (["--axes", "depth"], "--axes"),
         (["--method", "full", "--axes", "rank"], "--axes rank: --method full has no adapters"),
         (["--steps", "0"], "--steps: expected at least 1, got 0"),
-        (["--plot", "no/where/a.png"], "--plot: expected a file"),
+        (["--plot", "no/where/a.png"], "--plot: no/where/a.png cannot be written"),
         (["--threads", "0"], "--threads"),
     ],
     ids=str,

@@ -96,7 +96,7 @@ def test_a_grid_that_makes_no_sense_is_refused_with_its_place(message: str, tabl
     assert refusal(make_cells, table, "g").startswith(message)
 
 
-@pytest.mark.parametrize("text", ["a = ", "a = 1\na = 2", "[axes", "\x00"])
+@pytest.mark.parametrize("text", ["a = ", "a = 1\na = 2", "[axes", "\x01"])
 def test_what_is_no_toml_is_refused(text: str, tmp_path: Path, refusal):
     file = tmp_path / "grid.toml"
     file.write_text(text)

@@ -121,7 +121,7 @@ DATA, PREDICTIONS = "data/ids-sst-dev.csv", "run/predictions-dev.csv"
         (PREDICTIONS, b"id,prediction\nx,1\n", "no id 'x'"),
         (PREDICTIONS, b"id,prediction\ndev0,5\n", "expected a class from 0 to 4, got '5'"),
         (PREDICTIONS, b"id,prediction\ndev0,1\n", "expected a prediction for each of 10 ids, got 1"),
-        (PREDICTIONS, b"id\xff\n", "expected CSV"),
+        (PREDICTIONS, b"id\xff\n", ":1: expected UTF-8 text, got byte 0xff"),
     ],
 )
 def test_confusions_that_cannot_be_had_are_left_out_with_the_reason(
@@ -302,7 +302,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_page(tmp_path: Path, monkeypat
         ([*twins, "--out", out], "two runs have the same seed"),
         ([tmp_path / "nowhere", "--out", out], "expected the folder of a run, there is none"),
         ([twins[0], "--out", tmp_path / "page.md"], "expected a file that ends in .html"),
-        ([twins[0], "--out", tmp_path / "no" / "page.html"], "there is no folder"),
+        ([twins[0], "--out", tmp_path / "no" / "page.html"], "cannot be written (No such file or directory)"),
         ([], "the following arguments are required: RUN"),
     ]:
         ended = call(main, *arguments)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ from training.config import Config, fields
 from training.embed import read_lines
 from training.loop import Trainer
 from training.run import Run
-from training.run_folder import RunFolder, load_run, read_run_config
+from training.run_folder import RunFolder, check_unchanged, load_run, read_run_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 
@@ -265,6 +266,7 @@ class TestRuns:
         shutil.copytree(finished, folder, dirs_exist_ok=True)
         rewritten(folder / "result.json", data.draw(json_files(read_json(finished / "result.json"))))
         read_or_refused(lambda: read_scored(folder))
+        read_or_refused(lambda: check_unchanged(folder, read_run_config(RunFolder(folder))))
 
     @hostile
     @given(data=st.data())
@@ -337,16 +339,33 @@ class TestSettings:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_folder_or_a_loop_in_the_place_of_a_file_is_refused(name: str, tiny: Path, tmp_path: Path) -> None:
-    for how in ("folder", "loop", "nothing"):
+def test_a_folder_a_loop_or_a_fifo_in_the_place_of_a_file_is_refused(
+    name: str, tiny: Path, tmp_path: Path
+) -> None:
+    for how in ("folder", "loop", "fifo", "nothing"):
         folder = tmp_path / how
         shutil.copytree(tiny, folder)
         (folder / name).unlink()
         if how == "folder":
             (folder / name).mkdir()
+        elif how == "fifo":
+            os.mkfifo(folder / name)
         elif how == "loop":
             (folder / name).symlink_to(folder / name)
         assert read_or_refused(lambda at=folder: (load_bert(at), Tokenizer(at, 16, TINY.vocab_size))) is None
+
+
+def test_a_data_file_that_is_a_fifo_is_refused(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    """It is read twice, for its rows and for its hash, and would hang the second time."""
+    data = Path(shutil.copytree(small_data, tmp_path / "data"))
+    for split in ("train", "test-student"):
+        path = data / FILES["sst"].format(split)
+        path.unlink()
+        os.mkfifo(path)
+        ended = call(train.main, *flags(tiny, data, task="sst", out=tmp_path / "run"))
+        assert (ended.code, ended.line) == (2, f"error: {path}: expected a file, got a FIFO")
+        path.unlink()
+        shutil.copy(small_data / path.name, path)
 
 
 def test_a_data_file_that_is_a_folder_is_refused(tmp_path: Path) -> None:

@@ -212,7 +212,10 @@ class TestTimer:
         (["--repeats", "0"], "--repeats: expected 1 to 10000, got 0"),
         (["--dtype", "fp8"], "--dtype"),
         (["--models", "GPT"], "--models"),
-        (["--csv", "no/such/folder/a.csv"], "--csv: there is no folder no/such/folder"),
+        (
+            ["--csv", "no/such/folder/a.csv"],
+            "--csv: no/such/folder/a.csv cannot be written (No such file or directory)",
+        ),
         (["--plot", "a.exe"], "--plot: expected a file that ends in .png, .svg, .pdf, got a.exe"),
     ],
     ids=str,

@@ -288,7 +288,7 @@ class TestErrors:
             *[(key, [3], f"expected {key} to be an object, got [3]") for key in
               ("rank_pattern", "alpha_pattern")],
             ("rank_pattern", {"query": 2.5}, "expected rank_pattern: query to be a whole number, got 2.5"),
-            ("alpha_pattern", {"query": "9"}, "expected alpha_pattern: query to be a number, got '9'"),
+            ("alpha_pattern", {"query": "9"}, "query to be a number of at most 1e+10, got '9'"),
             ("alpha_pattern", {"query": -1}, "scaling must be a positive number"),
             ("init_lora_weights", "pissa_niter_16", "expected init_lora_weights True or False or 'gaussian'"),
             ("alora_invocation_tokens", [1], "expected alora_invocation_tokens None, got [1]"),

@@ -1,8 +1,12 @@
 import json
 import os
+import re
 import resource
+import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
+from special_files import FULL, NULL, ZERO, device
 
 from minibert import files
 from minibert.errors import InputError
 from minibert.files import (
     check_fits,
+    check_output,
     leftovers,
     read_json,
     read_safetensors,
+    read_text,
     replacing,
     write_json,
     write_safetensors,
@@ -302,6 +309,112 @@ class TestWriting:
         assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a system without it")
-def test_a_file_without_an_end_does_not_fill_the_memory(refusal):
-    assert refusal(read_json, Path("/dev/zero")) == "/dev/zero: expected JSON of at most 256 MiB, got more"
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "fifo")
+    return tmp_path / "fifo"
+
+
+@pytest.mark.parametrize("read", [read_json, read_safetensors, read_text])
+def test_what_may_never_end_or_begin_is_no_part_of_a_folder(read: Callable, fifo: Path, refusal):
+    assert refusal(read, fifo) == f"{fifo}: expected a file, got a FIFO"
+    zeros = device(fifo.with_name("zero"), ZERO)
+    assert refusal(read, zeros) == f"{zeros}: expected a file, got a device"
+
+
+def test_a_stream_is_read_to_its_end_or_to_a_bound(fifo: Path, refusal, monkeypatch: pytest.MonkeyPatch):
+    def read(content: bytes) -> str:
+        writer = threading.Thread(target=fifo.write_bytes, args=(content,))
+        writer.start()
+        try:
+            return read_text(fifo, stream=True)
+        finally:
+            writer.join()
+
+    assert read("a\r\né".encode()) == "a\r\né"
+    monkeypatch.setattr(files, "LARGEST_STREAM", 2**20)
+    assert refusal(read, b"a" * (2**20 + 1)) == f"{fifo}: expected at most 1 MiB, got more"
+    zeros = device(fifo.with_name("zero"), ZERO)
+    assert refusal(lambda: read_text(zeros, stream=True)) == f"{zeros}:1: expected text, got a NUL byte"
+
+
+def test_json_has_a_bound(tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "LARGEST_JSON", 2**20)
+    (tmp_path / "x").write_bytes(b" " * (2**20 + 1))
+    assert refusal(read_json, tmp_path / "x") == f"{tmp_path / 'x'}: expected at most 1 MiB, got more"
+
+
+class TestWhatIsNoFile:
+    @TestWriting.WRITERS
+    def test_a_device_is_written_into(self, tmp_path: Path, write: Callable):
+        path, full = device(tmp_path / "null", NULL), device(tmp_path / "full", FULL)
+        write(path)
+        assert path.is_char_device()
+        with pytest.raises(OSError, match="No space left") as caught:
+            write(full)
+        assert caught.value.filename == str(full)
+        assert full.is_char_device()
+        assert sorted(os.listdir(tmp_path)) == ["full", "null"]
+
+    def test_a_fifo_is_written_into(self, fifo: Path):
+        with ThreadPoolExecutor(1) as pool:
+            read = pool.submit(fifo.read_bytes)
+            write_text("a\né", fifo)
+            assert read.result() == "a\né".encode()
+        assert fifo.is_fifo()
+
+    @TestWriting.WRITERS
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_link_stays_and_leads_to_the_new_file(self, tmp_path: Path, write: Callable, there: bool):
+        (tmp_path / "a").mkdir()
+        target, link = tmp_path / "a" / "x", tmp_path / "link"
+        link.symlink_to("a/x")
+        if there:
+            target.write_text("old")
+        write(link)
+        assert link.is_symlink()
+        assert target.stat().st_size > 4000
+        assert os.listdir(tmp_path / "a") == ["x"]
+
+    def test_an_old_file_keeps_its_permissions(self, tmp_path: Path):
+        write_text("old", tmp_path / "x")
+        (tmp_path / "x").chmod(0o600)
+        write_text("new", tmp_path / "x")
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(
+        ("place", "reason"),
+        [("/", "Is a directory"), (".", "Is a directory"), ("loop", "Too many levels of symbolic links"),
+         ("none/x", "No such file or directory"), ("file/x", "Not a directory"),
+         ("socket", "expected a file, got a socket")],
+    )  # fmt: skip
+    def test_where_no_file_can_be_is_refused_before_any_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal, place: str, reason: str
+    ):
+        monkeypatch.chdir(tmp_path)
+        Path("loop").symlink_to("loop")
+        Path("file").touch()
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("socket")
+            before = os.listdir()
+            said = refusal(check_output, Path(place), "--output")
+            assert said == f"--output: {place} cannot be written ({reason})"
+            with pytest.raises(OSError, match=re.escape(reason)):
+                write_text("new", Path(place))
+        assert os.listdir() == before
+
+    def test_what_is_read_is_no_place_for_the_output(self, tmp_path: Path, fifo: Path, refusal):
+        (tmp_path / "x").touch()
+        (tmp_path / "link").symlink_to("x")
+        for one in ("x", "link"):
+            said = refusal(check_output, tmp_path / one, "--output", [tmp_path / "none", tmp_path / "x"])
+            assert said == f"--output: expected a new file, {tmp_path / one} is read by this command"
+        check_output(tmp_path / "y", "--output", [tmp_path / "x"])
+        check_output(fifo, "--output", [fifo])
+        check_output(None, "--output")
+
+
+def test_text_that_utf8_cannot_hold_is_refused(tmp_path: Path, refusal):
+    said = refusal(write_json, {"data": "/a/b\udcff"}, tmp_path / "x")
+    assert said.startswith(f"{tmp_path / 'x'}: expected text that UTF-8 can hold, got '")
+    assert os.listdir(tmp_path) == []

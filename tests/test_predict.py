@@ -1,7 +1,10 @@
 """predict.py: a finished run scores files and texts as it did itself, and says what is wrong in a line."""
 
 import csv
+import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -303,3 +306,48 @@ def test_an_output_that_cannot_be_written_is_refused(
 
 def test_a_text_that_is_not_utf8_is_refused(finished) -> None:
     assert_refused(call(predict.main, str(finished()), "--text", "a cat", "caf\udce9"), "--text", "UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"files": [1]}, "expected files to be an object, got [1]"),
+        ({"files": "x"}, "expected files to be an object, got 'x'"),
+        ({"files": {}}, "expected files to name head.safetensors, got {}"),
+        ({"files": {"head.safetensors": 1}}, "expected sha256 1 as "),
+        ({"files": {"head.safetensors": "SAME", "adapter/../../data": "x"}}, "got 'adapter/../../data'"),
+        ({"sha256": "x"}, "expected sha256 to be an object, got 'x'"),
+        ({"sha256": {"model": "x"}}, "expected model to be an object, got 'x'"),
+        ({"sha256": {"model": {"/etc/hosts": "x"}}}, "expected names of files in "),
+        ({"config": [1]}, "expected config to be an object, got [1]"),
+    ],
+    ids=str,
+)
+def test_a_result_of_other_types_is_a_line_and_skips_no_hash(change: dict, says: str, own) -> None:
+    folder = own()
+    result = json.loads((folder / "result.json").read_text())
+    same = result["files"]["head.safetensors"]
+    text = json.dumps(result | change).replace("SAME", same)
+    (folder / "result.json").write_text(text)
+    assert_refused(call(predict.main, folder, "--text", "a", "b"), folder, says)
+
+
+@pytest.mark.parametrize("name", [*NEEDED["rslora"], "result.json"])
+def test_a_fifo_in_the_place_of_a_file_hangs_nobody(name: str, own) -> None:
+    folder = own()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert call(predict.main, folder, "--text", "a", "b").code == 2
+
+
+def test_an_input_can_be_a_pipe_and_an_output_a_fifo(finished, small_data: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    os.mkfifo(source)
+    os.mkfifo(target)
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(source.write_bytes, (small_data / DEV["sts"]).read_bytes())
+        read = pool.submit(target.read_text)
+        ended = call(predict.main, finished(), "--input", source, "--output", target)
+        assert (ended.code, ended.err) == (0, "")
+        assert read.result().startswith("id,prediction\ndev0,")
+    assert target.is_fifo()

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import Ended, call, checkpoints, flags, left_behind, strict_json, write_data
+from special_files import full_device
 from tiny_bert import build_tiny
 
+import predict
 import train
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,13 @@ REFUSED = {
     "--rank-pattern: expected at most the model's hidden size 32, got 33": {"rank_pattern": "query=33"},
     "--targets: 'query@7' matches no linear layer of the model; it has": {"targets": "query@7"},
     "--targets: 'pooler.dense' matches no linear layer": {"targets": "pooler.dense"},
+    "--alpha: expected one below 1e+10 at every rank, got 1e+10 for encoder.layer.0.attention.self.query": {
+        "alpha": 5e9,
+        "rank": 1,
+        "rank_pattern": "query=4",
+    },
+    "argument --out: expected a path, got an empty text": {"out": ""},
+    "argument --model: expected UTF-8, got 'a\\udcff'": {"model": "a\udcff"},
     "--rank-pattern: 'key' matches no linear layer": {"targets": "query", "rank_pattern": "key=2"},
     "--max-length: expected at most the model's 128 positions, got 129": {"max_length": 129},
     "--rank: --method full has no adapters": {"method": "full", "rank": 4},
@@ -294,3 +303,21 @@ def test_a_process_that_is_still_loading_stops_in_a_line(
     ended = Ended(process.returncode, "", err)
     assert ended.code == code
     assert ended.line == f"error: interrupted by {how.name}" or "stopped after step " in ended.line
+
+
+def test_the_largest_alpha_trains_and_reads_back(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    settings = {"alpha": 1e10, "lr": 1e-12, "max_steps": 1, "rank": 4, "rank_pattern": "query=2"}
+    ended = call(
+        train.main, *flags(tiny, small_data, out=tmp_path / "run", task="sst", method="lora", **settings)
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert call(predict.main, tmp_path / "run", "--text", "a").code == 0
+
+
+def test_a_full_stdout_begins_no_run(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    arguments = flags(tiny, small_data, out=tmp_path / "run", max_steps=1)
+    with full_device(tmp_path / "full") as full:
+        command = [sys.executable, ROOT / "train.py", *arguments]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device\n")
+    assert call(train.main, *arguments).code == 0

@@ -207,7 +207,10 @@ def read_npy(path: Path) -> np.ndarray:
             "--output: expected .npy or .safetensors, got 'v.pt'",
         ),
         (["run", "--input", "none.txt", "--output", "v.npy"], "none.txt: cannot be read (No such file"),
-        (["run", "--input", "latin.txt", "--output", "v.npy"], "latin.txt: expected UTF-8, got other bytes"),
+        (
+            ["run", "--input", "latin.txt", "--output", "v.npy"],
+            "latin.txt:1: expected UTF-8 text, got byte 0xe9",
+        ),
         (
             ["run", "--input", "lines.txt", "--output", "no/v.npy"],
             "--output: no/v.npy cannot be written (No such",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import call
+from special_files import FULL, device
 
 from minibert.errors import InputError
 from training.errors import TrainingError
@@ -134,3 +135,54 @@ def test_one_of_several_processes_leaves_before_anything_can_abort_it(processes:
     )
     assert ended.returncode == code
     assert ended.stdout == "1\n" or code < 0
+
+
+ESCAPED = {
+    "\x1b[2J\x07": "\\x1b[2J\\x07", "a\rb": "a\\rb", "\x9b31m\x7f": "\\x9b31m\\x7f", "\u202eb": "\\u202eb",
+    "caf\udce9": "caf\\udce9", "naïve ± 猫 \t": "naïve ± 猫 \t",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ESCAPED)
+def test_a_terminal_is_shown_control_characters_and_obeys_none(text: str) -> None:
+    def main() -> int:
+        print(text)
+        print(text, file=sys.stderr)
+        raise InputError(text)
+
+    ended = call(main)
+    assert ended.out == ESCAPED[text] + "\n"
+    printed, line, _ = ended.err.split("\n")
+    assert printed == ESCAPED[text].replace("\\r", "\r")  # which progress bars need
+    assert line.startswith("error: ")
+    assert line.isprintable()
+
+
+PRINTS = (
+    "import sys; from training.exit import run_command\n"
+    "def main():\n"
+    "    print('± 猫')\n"
+    "    return 0\n"
+    "sys.exit(run_command(main))"
+)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "out", "err"),
+    [
+        ("", 0, "\\xb1 \\u732b\n", ""),
+        (">&-", 2, "", "error: standard output is closed; > /dev/null discards what is said\n"),
+        ("2>&-", 0, "\\xb1 \\u732b\n", ""),
+        (">&- 2>&-", 2, "", ""),
+        ("> {full}", 1, "", "error: standard output: No space left on device\n"),
+    ],
+)
+def test_a_stdout_in_ascii_closed_or_full_is_a_line(
+    redirected: str, code: int, out: str, err: str, tmp_path: Path
+) -> None:
+    if "full" in redirected:
+        device(tmp_path / "full", FULL)
+    command = f'{sys.executable} -c "$CODE" {redirected.format(full=tmp_path / "full")}'
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "CODE": PRINTS}
+    ended = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, out, err)

@@ -11,10 +11,10 @@ import torch
 
 from lora.by_task import adapt_by_task
 from lora.layers import LoRALinear
-from lora.methods import METHODS, apply_method
+from lora.methods import LARGEST_ALPHA, METHODS, apply_method
 from lora.placement import linear_names, place, place_ranks
 from minibert.errors import InputError
-from minibert.files import read_json
+from minibert.files import check_regular, read_json
 from minibert.hub import PINNED
 from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
@@ -64,6 +64,7 @@ def read_splits(config: Config) -> dict[str, Splits]:
         for split, name in task.files.items():
             if split == "test" and not (folder / name).exists():
                 continue
+            check_regular(folder / name)  # it is read twice: its hash is what a resumed run asks for
             read[split], left_out = read_examples(folder / name, task, split != "test", config.strict)
             skipped += left_out
         splits[task.name] = Splits(read["train"], read["dev"], read.get("test"), skipped)
@@ -128,7 +129,17 @@ def find_adapted(config: Config, bert: BertConfig) -> dict[str, int]:
         if rank > bert.hidden_size:
             most = bert.hidden_size
             raise InputError(f"{name}: expected at most the model's hidden size {most}, got {rank}")
+    for name, alpha in alphas(config, adapted).items():
+        if alpha >= LARGEST_ALPHA and adapted[name] != config.rank:
+            at_most = f"expected one below {LARGEST_ALPHA:g} at every rank"
+            raise InputError(f"--alpha: {at_most}, got {alpha:g} for {name}")
     return adapted
+
+
+def alphas(config: Config, ranks: Mapping[str, int]) -> dict[str, float]:
+    """Each layer's alpha, which gives it the same s whatever its rank."""
+    method = METHODS[config.method]
+    return {name: config.alpha * method.alpha(r) / method.alpha(config.rank) for name, r in ranks.items()}
 
 
 def build_tokenizer(config: Config, folder: Path) -> Tokenizer:
@@ -180,8 +191,6 @@ def shape_of_model(config: Config, folder: Path) -> TaskModel:
 def adapted(config: Config, bert: Bert) -> TaskModel:
     method = METHODS[config.method]
     ranks = find_adapted(config, bert.config) if method.layer else {}
-    # Every layer gets the same s, whatever its rank.
-    alphas = {name: config.alpha * method.alpha(r) / method.alpha(config.rank) for name, r in ranks.items()}
     apply_method(
         bert,
         method,
@@ -190,7 +199,7 @@ def adapted(config: Config, bert: Bert) -> TaskModel:
         dropout=config.lora_dropout,
         targets=config.targets,
         ranks=ranks,
-        alphas=alphas,
+        alphas=alphas(config, ranks),
         seed=config.seed,
     )
     if bert.pooler is not None and config.pooling != "pooler":

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from minibert.errors import InputError
-from minibert.files import check_fits, read_safetensors, write_safetensors
+from minibert.files import check_fits, check_regular, read_safetensors, write_safetensors
 
 FILE = "state.safetensors"
 
@@ -116,6 +116,7 @@ def made_with(path: Path) -> dict:
 
 
 def _metadata(path: Path) -> dict[str, str]:
+    check_regular(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

@@ -8,15 +8,42 @@ from types import UnionType
 from typing import NoReturn, get_args
 
 from minibert.errors import InputError
+from minibert.files import check_output, read_json
 from training.config import PRECISIONS, Config, check, flag, from_dict
 from training.flags import add_flags, check_flags
 
+# What a run's folder, its adapter's or a model's holds that other commands read.
+READ = ("config.json", "result.json", "*.jsonl", "*.safetensors", "tokenizer.json", "adapter*/*", "model/*")
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are one line like all others."""
+    """argparse, whose errors are one line like all others. Paths are text in UTF-8, and not empty."""
+
+    def __init__(self, *args: object, **settings: object):
+        super().__init__(*args, **settings)
+        self.color = False  # Python 3.14's codes would be shown, as all of a text's are
+        for kind in (None, str, Path):
+            self.register("type", kind, path_in_utf8 if kind is Path else in_utf8)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+
+def in_utf8(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python keeps odd bytes
+        raise argparse.ArgumentTypeError(f"expected UTF-8, got {text!r}")
+    return text
+
+
+def path_in_utf8(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(in_utf8(text))
+
+
+def check_beside(output: Path | None, flag: str, run: Path, *read: Path) -> None:
+    """`check_output`, for a command that reads a run's or a model's folder, and maybe other files."""
+    check_output(output, flag, [*read, *(file for name in READ for file in run.glob(name))])
 
 
 def build_parser() -> Parser:
@@ -96,9 +123,7 @@ def read_config(path: Path) -> Config:
     """Raises:
     InputError: if the file is no run's config.json.
     """
-    from minibert.files import read_json  # which needs torch, and is seldom needed here
-
-    return from_dict(read_json(path), str(path))
+    return from_dict(read_json(path, stream=True), str(path))
 
 
 def differing(one: Config, other: Config) -> list[str]:

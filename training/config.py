@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from lora.methods import METHODS
+from lora.methods import LARGEST_ALPHA, LARGEST_RANK, METHODS
 from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
@@ -192,8 +192,8 @@ ABOVE_0 = (1e-9, 1e9, "a number above 0")
 BELOW_1 = (0, 0.999, "a number from 0 to 0.999")
 RANGES = {
     "max_length": (4, 2**31 - 1, "at least 4 tokens"),
-    "rank": AT_LEAST_1,
-    "alpha": (1e-9, 1e10, "a number above 0"),  # the default for the largest rank too
+    "rank": (1, LARGEST_RANK, "a whole number of at least 1"),
+    "alpha": (1e-9, LARGEST_ALPHA, f"a number above 0 and at most {LARGEST_ALPHA:g}"),
     "lora_dropout": BELOW_1,
     "temperature": (1, 1e9, "a number of at least 1"),
     "epochs": AT_LEAST_1,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minibert.errors import InputError
-from training.cli import Parser, add_computing
+from minibert.files import read_text
+from training.cli import Parser, add_computing, check_beside
 from training.exit import run_command
 
 SUFFIXES = (".npy", ".safetensors")
@@ -29,16 +30,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.output.suffix not in SUFFIXES:
         raise InputError(f"--output: expected {' or '.join(SUFFIXES)}, got {given.output.name!r}")
+    check_beside(given.output, "--output", Path(given.run), given.input)
     return given
 
 
 def read_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8, got other bytes ({error.reason})") from None
+    text = read_text(path, stream=True).replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n").split("\n") if text else []
 
 

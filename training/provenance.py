@@ -79,6 +79,8 @@ def check_sha256(folder: Path, expected: Mapping[str, str], where: Path) -> None
     InputError: if a file is not what it was when `where` was written.
     """
     for name, known in expected.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{where}: expected names of files in {folder}, got {name!r}")
         got = sha256(folder / name) if (folder / name).is_file() else "no such file"
         if got != known:
             raise InputError(f"{folder / name}: expected sha256 {known} as {where} says, got {got}")

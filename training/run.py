@@ -158,7 +158,9 @@ class Run:
             print(self.choice.warning, file=sys.stderr)
         why = self.choice.reason
         told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path, why)
-        print(told, flush=True)
+        print(told, flush=True)  # where nothing can be said, no run begins
+        if not folder.config.exists():
+            start_run(folder, self.config)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
 
@@ -199,8 +201,6 @@ class Run:
         if resume and folder.config.exists():
             go_on(folder, self.trainer, self.made_with, anyway)
             self._write_history(folder)
-        else:
-            start_run(folder, self.config)
 
     def _checkpoint(self, folder: RunFolder) -> None:
         trainer, progress = self.trainer, self.trainer.progress

@@ -9,7 +9,7 @@ adapter-TASK/ (--best per-task; --adapters per-task, which has no adapter/)
 import csv
 import io
 import json
-import os
+import reprlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +18,17 @@ from pathlib import Path
 from lora.by_task import with_adapters_of
 from lora.methods import METHODS
 from minibert.errors import InputError
-from minibert.files import leftovers, read_json, write_json, write_safetensors, write_text
+from minibert.files import (
+    check_folder,
+    check_regular,
+    leftovers,
+    object_in,
+    read_json,
+    replacing,
+    write_json,
+    write_safetensors,
+    write_text,
+)
 from minibert.hub import resolve
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
@@ -38,7 +48,6 @@ from training.config import OF_SEVERAL, Config, check, from_dict, to_dict
 from training.evaluate import Prediction
 from training.provenance import check_sha256
 
-READ_BACK = (HEAD, "adapter/", "model/")
 PLACES = ("model", "data", "device")  # settings that may be changed in a finished run's config.json
 
 
@@ -96,9 +105,7 @@ class RunFolder:
         Raises:
             InputError: if the folder cannot be made, or holds something else, or a run not to be resumed.
         """
-        there = next(path for path in (self.path, *self.path.absolute().parents) if os.path.exists(path))
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise InputError(f"--out: expected a folder that can be written, {there} is none")
+        there = check_folder(self.path, "--out")
         if there != self.path or set(self.path.iterdir()) <= set(leftovers(self.path)):
             return
         if not self.config.is_file():
@@ -141,6 +148,7 @@ def keep_lines(path: Path, key: str, most: int) -> None:
     if not path.exists():
         return
     kept = []
+    check_regular(path)
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)[key] <= most:
@@ -161,7 +169,8 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
         save_adapter_folder(run.adapter, config, model, base)
     elif method.trains_encoder:
         save_bert(model.bert, run.path / "model")
-        shutil.copyfile(base / "tokenizer.json", run.path / "model" / "tokenizer.json")
+        with replacing(run.path / "model" / "tokenizer.json") as temporary:
+            shutil.copyfile(base / "tokenizer.json", temporary)
 
 
 def of_task(config: Config, model: TaskModel, task: Task) -> tuple[Config, TaskModel]:
@@ -219,15 +228,19 @@ def check_unchanged(path: Path, config: Config) -> None:
     if run.is_adapter:
         return
     result, now = read_json(run.result), to_dict(config)
-    for name, value in result.get("config", {}).items():
+    for name, value in object_in(result, "config", run.result).items():
         if name not in PLACES and now.get(name) != value:
             raise InputError(
                 f"{run.config}: expected {name} {value!r} as {run.result} says, got {now.get(name)!r}"
             )
-    files = result.get("files", {})
-    check_sha256(run.path, {name: files[name] for name in files if name.startswith(READ_BACK)}, run.result)
+    files = object_in(result, "files", run.result)
+    if "files" in result and HEAD not in files:
+        raise InputError(f"{run.result}: expected files to name {HEAD}, got {reprlib.repr(files)}")
+    read_back = (HEAD, "model/", "adapter-" if config.adapters == "per-task" else "adapter/")
+    check_sha256(run.path, {name: files[name] for name in files if name.startswith(read_back)}, run.result)
     if config.method != "full":
-        check_sha256(resolve(config.model), result.get("sha256", {}).get("model", {}), run.result)
+        known = object_in(object_in(result, "sha256", run.result), "model", run.result)
+        check_sha256(resolve(config.model), known, run.result)
 
 
 def predictions_csv(prediction: Prediction) -> str:

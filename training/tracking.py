@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minibert.errors import InputError
+from minibert.files import write_text
 from training.config import Config, to_dict
 
 IMPORTED = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -48,7 +49,7 @@ class WeightsAndBiases:
         identity = folder / "wandb" / "id.txt"
         if not (step and identity.is_file()):
             identity.parent.mkdir(exist_ok=True)
-            identity.write_text(secrets.token_hex(4), encoding="utf-8")
+            write_text(secrets.token_hex(4), identity)
         try:
             self.run = self.wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "minibert"),
