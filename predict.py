@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minibert.errors import InputError
 from training.cli import Parser, add_precision
+from training.config import QUOTES
 from training.exit import run_command
 
 
@@ -22,6 +23,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--task", help="which task's head, if the run has several")
     parser.add_argument("--batch-size", type=int, default=64, help="examples at a time, at most (64)")
+    about = "of the input file: around fields as in CSV, or plain characters [as in the run's data]"
+    parser.add_argument("--quotes", choices=QUOTES, help=about)
     add_precision(parser)
     given = parser.parse_args(arguments)
     if (given.input is None) == (given.text is None):
@@ -42,7 +45,7 @@ def main() -> int:
         print(score_text(given.run, given.task, given.text, given.precision))
     else:
         files = given.input, given.output
-        count = score_file(given.run, given.task, *files, given.batch_size, given.precision)
+        count = score_file(given.run, given.task, *files, given.batch_size, given.precision, given.quotes)
         print(f"{given.output}: {count} predictions")
     return 0
 

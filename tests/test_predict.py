@@ -275,6 +275,20 @@ def test_an_input_that_cannot_be_used_is_said_with_its_line(
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_quotes_are_read_as_in_the_runs_data_unless_told(
+    tiny: Path, small_data: Path, finished, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    file.write_text('id\tsentence1\tsentence2\na\t"cat\tdog\nb\tcat\tdog"\n')
+    plain = finished(quotes="plain", method="frozen")
+    for run, more in ((plain, []), (finished(), ["--quotes", "plain"])):
+        assert call(predict.main, run, "--input", file, "--output", out, *more).code == 0
+        assert [row["id"] for row in rows(out)] == ["a", "b"]
+    for run, more in ((plain, ["--quotes", "csv"]), (finished(), [])):
+        ended = call(predict.main, run, "--input", file, "--output", out, *more)
+        assert_refused(ended, f"{file}:2: expected one row", "add --quotes plain")
+
+
 def test_a_row_without_text_is_skipped_aloud(finished, tmp_path: Path) -> None:
     lines = ["id\tsentence1\tsentence2", *(f"{i}\ta cat\ta dog" for i in range(150))]
     lines[100] = "99\ta cat\t"

@@ -169,6 +169,14 @@ def test_data_that_cannot_be_used_is_refused_with_its_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_test_file_that_is_a_link_to_nothing_is_not_taken_for_none(no_weights, tmp_path: Path) -> None:
+    file = write_data(tmp_path / "data") / "sts-test-student.csv"
+    file.unlink()
+    file.symlink_to(tmp_path / "gone.csv")
+    ended = call(train.main, *flags(no_weights, tmp_path / "data", out=tmp_path / "run"))
+    assert_refused(ended, f"{file}: cannot be read")
+
+
 def test_without_out_the_run_lands_under_runs(
     tiny: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

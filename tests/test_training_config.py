@@ -64,6 +64,7 @@ FLAGS = {
     "device": (["--device", "cuda:1"], "cuda:1"),
     "precision": (["--precision", "bf16"], "bf16"),
     "strict": (["--strict"], True),
+    "quotes": (["--quotes", "plain", "--data", "some/folder"], "plain"),
 }
 
 NOT_A_FIELD = {"out": "runs/mine", "resume": True, "overfit_batch": False}
@@ -110,6 +111,7 @@ REFUSED = {
     "--method: expected one of frozen, full": ["--method", "adapter"],
     "--pair: expected one of": ["--pair", "cross"],
     "--pooling: expected one of": ["--pooling", "max"],
+    "--quotes plain: the files of --data demo are quoted": ["--quotes", "plain"],
     "--loss: expected mse or pearson or cosent for sts; got": ["--loss", "cross-entropy"],
     "--features: only a Siamese head": ["--features", "uv"],
     "--loss: cosine compares two vectors; add --pair siamese --features cosine": ["--loss", "cosine"],

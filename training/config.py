@@ -21,6 +21,7 @@ BESTS = ("mean", "per-task")
 ADAPTERS = ("shared", "per-task")
 ORDERS = ("random", "like-length")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+QUOTES = ("csv", "plain")
 
 
 def setting(default, text: str, choices: tuple[str, ...] | None = None, names: str = "", added: bool = False):
@@ -125,6 +126,9 @@ class Config:
         "auto", "of activations; what trains stays in fp32 [on a CPU the faster one, timed first]", PRECISIONS
     )
     strict: bool = setting(False, "a row without text or label is an error, not skipped")
+    quotes: str = setting(
+        "csv", "of the data files: around fields as in CSV, or plain characters", QUOTES, added=True
+    )
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -237,6 +241,8 @@ def _check_conflicts(config: Config) -> None:
             check_names(getattr(config, name))
         except ValueError as error:
             raise InputError(f"{flag(name)}: {error}") from None
+    if config.quotes == "plain" and config.data in ("demo", "cs224n"):
+        raise InputError(f"--quotes plain: the files of --data {config.data} are quoted as in CSV")
     _check_tasks(config)
     _check_pairs(config)
     if config.precision == "fp16" and config.device == "cpu":

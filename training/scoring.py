@@ -18,16 +18,24 @@ from training.run_folder import RunFolder, check_unchanged, load_run, prediction
 
 
 def score_file(
-    path: Path, task_name: str | None, source: Path, target: Path, batch_size: int, precision: str = "auto"
+    path: Path,
+    task_name: str | None,
+    source: Path,
+    target: Path,
+    batch_size: int,
+    precision: str = "auto",
+    quotes: str | None = None,
 ) -> int:
     """Write a prediction for every row of a file in the task's format; how many there are.
+
+    `quotes` are read as in the run's own data, unless it says otherwise.
 
     Raises:
         InputError: if the run or the file cannot be used, or the target cannot be written.
     """
     config = read_run_config(RunFolder(path))
     task = choose_task(config, task_name)
-    examples, skipped = read_examples(source, task, labelled=False)
+    examples, skipped = read_examples(source, task, labelled=False, quotes=quotes or config.quotes)
     for row in skipped:
         print(f"skipped {row.where}: {row.reason}", file=sys.stderr)
     text = predictions_csv(predictions(path, task, examples, batch_size, precision))
