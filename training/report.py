@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from training.build import Splits
 from training.config import Config
+from training.data_notes import warnings
 from training.footprint import Footprint
 from training.loop import Trainer
 
@@ -35,6 +36,7 @@ def header(
             lines += [f"             {row.where}: {row.reason}" for row in one.skipped[:SHOWN_ROWS]]
             if len(one.skipped) > SHOWN_ROWS:
                 lines.append(f"             and {len(one.skipped) - SHOWN_ROWS} more")
+        lines += [f"warning    {task.name}: {text}" for text in warnings(task, one)]
     lines.append(f"model      {config.model}, {config.pooling} pooling, at most {config.max_length} tokens")
     trainable, total = facts["trainable_parameters"], facts["total_parameters"]
     share = f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%})"
