@@ -62,6 +62,7 @@ REFUSED = {
     "--precision fp16: expected a GPU": {"device": "cpu", "precision": "fp16"},
     "--data: expected demo, cs224n or a folder, got 'nowhere'": {"data": "nowhere"},
     "--data: expected demo, cs224n or a folder, got 'x": {"data": "x" * 5000},
+    "--quotes plain: the files of --data demo are quoted": {"quotes": "plain", "data": "demo"},
     "got 'bert-huge'": {"model": "bert-huge"},
     "--out: expected a folder that can be written": {"out": "model/config.json/run"},
     "--out: expected a folder that can be written, model/config.json": {"out": "model/config.json"},

@@ -111,7 +111,6 @@ REFUSED = {
     "--method: expected one of frozen, full": ["--method", "adapter"],
     "--pair: expected one of": ["--pair", "cross"],
     "--pooling: expected one of": ["--pooling", "max"],
-    "--quotes plain: the files of --data demo are quoted": ["--quotes", "plain"],
     "--loss: expected mse or pearson or cosent for sts; got": ["--loss", "cross-entropy"],
     "--features: only a Siamese head": ["--features", "uv"],
     "--loss: cosine compares two vectors; add --pair siamese --features cosine": ["--loss", "cosine"],

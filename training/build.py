@@ -43,6 +43,8 @@ class Splits:
 
 
 def data_folder(config: Config) -> Path:
+    if config.quotes == "plain" and config.data in ("demo", "cs224n"):
+        raise InputError(f"--quotes plain: the files of --data {config.data} are quoted as in CSV")
     if config.data == "demo":
         return DEMO
     if config.data == "cs224n":

@@ -241,8 +241,6 @@ def _check_conflicts(config: Config) -> None:
             check_names(getattr(config, name))
         except ValueError as error:
             raise InputError(f"{flag(name)}: {error}") from None
-    if config.quotes == "plain" and config.data in ("demo", "cs224n"):
-        raise InputError(f"--quotes plain: the files of --data {config.data} are quoted as in CSV")
     _check_tasks(config)
     _check_pairs(config)
     if config.precision == "fp16" and config.device == "cpu":
