@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minibert.errors import InputError
 from training.cli import Parser, add_computing, check_beside
+from training.config import QUOTES
 from training.exit import run_command
 
 
@@ -22,6 +23,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--task", help="which task's head, if the run has several")
     parser.add_argument("--batch-size", type=int, default=64, help="examples at a time, at most (64)")
+    about = "of the input file: around fields as in CSV, or plain characters [as in the run's data]"
+    parser.add_argument("--quotes", choices=QUOTES, help=about)
     add_computing(parser)
     given = parser.parse_args(arguments)
     if (given.input is None) == (given.text is None):
@@ -38,14 +41,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     given = parse(sys.argv[1:])
     # Imported here, not above: usage errors and --help answer without waiting for torch.
-    from training.scoring import score_file, score_text
+    from training.scoring import Computing, score_file, score_text
+
+    computing = Computing(given.precision, given.device)
 
     if given.text:
-        print(score_text(given.run, given.task, given.text, given.precision, given.device))
+        print(score_text(given.run, given.task, given.text, computing))
     else:
         files = given.input, given.output
-        how = given.batch_size, given.precision, given.device
-        count = score_file(given.run, given.task, *files, *how)
+        count = score_file(given.run, given.task, *files, given.batch_size, given.quotes, computing)
         print(f"{given.output}: {count} predictions")
     return 0
 

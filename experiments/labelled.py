@@ -22,5 +22,5 @@ def labelled(config: Config, task: Task, split: str) -> list[Example]:
     if config.data != "demo" and not os.path.isfile(folder / task.files[split]):
         raise InputError(f"{folder}: there is no {task.files[split]} any more")
     folder = data_folder(config) if config.data == "demo" else folder
-    examples, _ = read_examples(folder / task.files[split], task, labelled=True)
+    examples, _ = read_examples(folder / task.files[split], task, labelled=True, quotes=config.quotes)
     return examples

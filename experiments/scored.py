@@ -60,7 +60,7 @@ def read_scored(path: Path, task_name: str | None = None, data: str | None = Non
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     labelled = data_folder(config) / task.files["dev"]
-    examples, _ = read_examples(labelled, task, labelled=True, strict=config.strict)
+    examples, _ = read_examples(labelled, task, True, config.strict, config.quotes)
     if len(examples) < FEWEST:
         raise InputError(f"{labelled}: expected at least {FEWEST} labelled examples, got {len(examples)}")
     file = RunFolder(path).predictions("dev", task.name, only=len(config.tasks) == 1)

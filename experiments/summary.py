@@ -64,6 +64,12 @@ class Record:
         return self.title, self.config.pair, self.config.method, self.config.model, self.config.data
 
     @property
+    def constant(self) -> float | None:
+        """The one value that the model predicts for all of dev, if it has learnt no more."""
+        told = self.result.get("constant")
+        return told.get(self.task) if isinstance(told, Mapping) else None
+
+    @property
     def settings(self) -> dict[str, object]:
         return {name: value for name, value in vars(self.config).items() if name != "seed"}
 
@@ -164,6 +170,8 @@ def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
         results = [record.result for record in group]
         share = trained_share(one.result)
         scores = [spread([result[split] for result in results]) for split in ("dev", "train")]
+        if count := sum(record.constant is not None for record in group):
+            scores[0] += f" ({count} of {len(group)} predict one value for all)"
         seconds = f"{mean(result['train_seconds'] for result in results):.0f}"
         peak = f"{max(result['peak_memory_mib'] for result in results):.0f}"
         table.append((task, pair, method, settings, share, str(len(group)), *scores, seconds, peak))
@@ -214,11 +222,11 @@ def lines(records: Sequence[Record]) -> str:
     """A line per run and task, as CSV: every setting, and its result. Of folders the last name alone."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(one.name for one in fields(Config)), "scored_task", *RESULT])
+    writer.writerow([*(one.name for one in fields(Config)), "scored_task", *RESULT, "constant"])
     for record in records:
         settings = to_dict(record.config) | {"data": Path(record.config.data).name}
         told = [" ".join(value) if isinstance(value, list) else value for value in settings.values()]
-        writer.writerow([*told, record.task, *(record.result[key] for key in RESULT)])
+        writer.writerow([*told, record.task, *(record.result[key] for key in RESULT), record.constant])
     return text.getvalue()
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Ended, call, flags
+from small_runs import Ended, call, flags, write_data
 from tolerances import TOLERANCE
 
 import predict
 import train
+from experiments.labelled import labelled
+from experiments.scored import read_scored
+from tasks import STS
 from training import evaluate
-from training.run_folder import load_run
+from training.run_folder import RunFolder, load_run, read_run_config
 
 RUNS = {
     "rslora": {},
@@ -279,6 +282,23 @@ def test_an_input_that_cannot_be_used_is_said_with_its_line(
     ended = call(predict.main, finished(), "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv")
     assert_refused(ended, f"{tmp_path / 'in.csv'}", words)
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_quotes_are_read_as_in_the_runs_data_unless_told(tiny: Path, finished, tmp_path: Path) -> None:
+    file, out, plain = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "run"
+    file.write_text('id\tsentence1\tsentence2\na\t"cat\tdog\nb\tcat\tdog"\n')
+    dev = write_data(tmp_path / "data") / DEV["sts"]
+    dev.write_text(dev.read_text().replace("\tdev2\t", '\tdev2\t"').replace("\tdev4\t", '\tdev4\t"'))
+    ended = call(train.main, *flags(tiny, tmp_path / "data", out=plain, quotes="plain", max_steps=1))
+    assert ended.code == 0
+    assert len(read_scored(plain).examples) == 10
+    assert labelled(read_run_config(RunFolder(plain)), STS, "dev")[2].texts[0].startswith('"')
+    for run, more in ((plain, []), (plain / "adapter", []), (finished(), ["--quotes", "plain"])):
+        assert call(predict.main, run, "--input", file, "--output", out, *more).code == 0
+        assert [row["id"] for row in rows(out)] == ["a", "b"]
+    for run, more in ((plain, ["--quotes", "csv"]), (finished(), [])):
+        ended = call(predict.main, run, "--input", file, "--output", out, *more)
+        assert_refused(ended, f"{file}:2: expected one row", "add --quotes plain")
 
 
 def test_a_row_without_text_is_skipped_aloud(finished, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from minibert.errors import InputError
 from tasks import QQP, SST, STS, TASKS
 from tasks.base import Example, Task
-from tasks.reader import LARGEST_FIELD, read_examples
+from tasks.reader import LARGEST_FIELD, REMEDY, read_examples
 
 SST_HEADER = "id\tsentence\tsentiment\n"
 STS_HEADER = "id\tsentence1\tsentence2\tsimilarity\n"
@@ -120,6 +121,14 @@ def test_without_labelled_the_label_column_may_be_missing_or_empty_and_labels_ar
     assert [example.label for example in examples] == [None, 2.0, None]
 
 
+def test_minus_one_in_an_unlabelled_file_is_no_label_where_the_range_has_none(write):
+    path = write(SST_HEADER + "a\tx\t-1\nb\ty\t-1.0\nc\tz\t2\n")
+    examples, _ = read_examples(path, SST, labelled=False)
+    assert [example.label for example in examples] == [None, None, 2.0]
+    examples, _ = read_examples(path, replace(SST, label_range=(-2, 2)), labelled=False)
+    assert [example.label for example in examples] == [-1.0, -1.0, 2.0]
+
+
 def test_blank_lines_are_passed_over_and_still_counted(write):
     path = write(SST_HEADER + "\n" + rows(1) + "\n\n" + rows(1) + "\n")
     assert refused_with(path) == "6: id '0' is taken by line 3"
@@ -193,8 +202,8 @@ def test_strict_minds_nothing_but_skipped_rows(write):
 @pytest.mark.parametrize("label", ["5", "-1", "1.5", "nan", "inf", "-inf", "0x1", "x", "1,0", "1_0", "0_1"])
 def test_a_label_that_is_no_class_is_refused(write, label: str):
     path = write(SST_HEADER + rows(1) + f"a\tx\t{label}\n")
-    assert refused_with(path) == f"3: sentiment '{label}' is not a class from 0 to 4"
-    assert refused_with(path, labelled=False) == f"3: sentiment '{label}' is not a class from 0 to 4"
+    for labelled in (True, False) if label != "-1" else (True,):
+        assert refused_with(path, labelled=labelled) == f"3: sentiment '{label}' is not a class from 0 to 4"
 
 
 @pytest.mark.parametrize("label", ["5.01", "-0.2", "NaN", "infinity", "0x1p1", "four", "2,5", "0_5", "1e999"])
@@ -278,12 +287,41 @@ def test_a_file_that_is_no_text_is_refused(write, content: bytes, message: str):
 def test_a_quote_that_is_never_closed_is_refused_where_it_opens(write, tail: int):
     message = refused_with(write(SST_HEADER + rows(2) + 'a\t"Never closed.\t1\n' + rows(tail, first=2)))
     assert message.startswith("4: ")
-    assert message.endswith("(a quote that is not closed, or not doubled?)")
+    assert (f"swallows {tail:,} of the rows below it" in message) == (tail > 0)
+    assert message.endswith(f"({REMEDY})")
 
 
-def test_a_quote_that_a_later_one_closes_is_refused_and_swallows_no_rows(write):
-    path = write(SST_HEADER + rows(2) + 'a\t"Open.\t1\n' + rows(200, first=2) + 'b\t"Quoted."\t1\n')
-    assert refused_with(path).startswith("4: ")
+@pytest.mark.parametrize("closing", ['"Quoted."', 'closed"', '"Quoted" inside'])
+@pytest.mark.parametrize("label", ["\t1", ""])
+def test_a_quote_that_a_later_row_closes_is_refused_and_read_where_quotes_are_plain(
+    write, closing: str, label: str
+):
+    content = (
+        SST_HEADER + rows(2) + 'a\t"Open.\t1\n' + rows(108, first=2) + f"b\t{closing}\t1\n" + rows(9, 200)
+    )
+    path = write(content if label else content.replace("\t1\n", "\n").replace("\tsentiment", ""))
+    swallows = "expected one row, got a quoted field that swallows 109 of the rows below it"
+    assert refused_with(path, labelled=bool(label)) == f"4: {swallows} ({REMEDY})"
+    examples, skipped = read_examples(path, SST, bool(label), quotes="plain")
+    assert (len(examples), skipped) == (121, [])
+    assert [one.texts for one in examples if one.id in "ab"] == [('"Open.',), (closing,)]
+
+
+def test_a_quote_that_swallows_only_a_tab_is_refused_too(write):
+    good = "".join(f"{i}\tfine\tfair\t1\n" for i in range(150))
+    message = refused_with(write(STS_HEADER + good + 'a\t"One\ttwo"\t3\n'), STS)
+    assert message.startswith("152: expected one row, got a quoted field that swallows a tab")
+
+
+@pytest.mark.parametrize(
+    "columns", ["id sentence sentiment", "sentence id sentiment", "sentiment id sentence"]
+)
+@pytest.mark.parametrize("text", ["two\nlines", "a\tb\n\nc\td\te"])
+def test_a_quoted_field_may_span_lines_that_are_no_rows(write, columns: str, text: str):
+    row = {"id": "a", "sentence": f'"{text}"', "sentiment": "3"}
+    lines = [columns.split(), [row[name] for name in columns.split()]]
+    path = write("".join("\t".join(line) + "\n" for line in lines))
+    assert read_examples(path, SST, labelled=True) == ([Example("a", (text,), 3.0)], [])
 
 
 def test_a_quote_inside_a_quoted_field_must_be_doubled(write):
@@ -293,7 +331,9 @@ def test_a_quote_inside_a_quoted_field_must_be_doubled(write):
 def test_a_huge_field_is_refused(write):
     assert read_examples(write(f"{SST_HEADER}a\t{'x' * LARGEST_FIELD}\t1\n"), SST, labelled=True)[0]
     message = refused_with(write(SST_HEADER + rows(1) + f"a\t{'x' * (LARGEST_FIELD + 1)}\t1\n"))
-    assert message.startswith("3: field larger than field limit")
+    assert message == "3: expected a sentence of at most 131,072 characters, got a field of 131,073"
+    quoted = '"' + "x\n" * LARGEST_FIELD + '"'
+    assert "2: expected a sentence of at most" in refused_with(write(f"{SST_HEADER}a\t{quoted}\t1\n"))
 
 
 def test_a_huge_header_is_refused_in_one_short_line(write):

@@ -71,6 +71,7 @@ REFUSED = {
     "--precision fp16: expected a GPU": {"device": "cpu", "precision": "fp16"},
     "--data: expected demo, cs224n or a folder, got 'nowhere'": {"data": "nowhere"},
     "--data: expected demo, cs224n or a folder, got 'x": {"data": "x" * 5000},
+    "--quotes plain: the files of --data demo are quoted": {"quotes": "plain", "data": "demo"},
     "got 'bert-huge'": {"model": "bert-huge"},
     "--out: expected a folder that can be written": {"out": "model/config.json/run"},
     "--out: expected a folder that can be written, model/config.json": {"out": "model/config.json"},
@@ -176,6 +177,14 @@ def test_data_that_cannot_be_used_is_refused_with_its_line(
     ended = call(train.main, *flags(no_weights, tmp_path / "data", out=tmp_path / "run"))
     assert_refused(ended, f"{tmp_path / 'data'}/{words}")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_test_file_that_is_a_link_to_nothing_is_not_taken_for_none(no_weights, tmp_path: Path) -> None:
+    file = write_data(tmp_path / "data") / "sts-test-student.csv"
+    file.unlink()
+    file.symlink_to(tmp_path / "gone.csv")
+    ended = call(train.main, *flags(no_weights, tmp_path / "data", out=tmp_path / "run"))
+    assert_refused(ended, f"{file}: cannot be read")
 
 
 def test_without_out_the_run_lands_under_runs(

@@ -64,6 +64,7 @@ FLAGS = {
     "device": (["--device", "cuda:1"], "cuda:1"),
     "precision": (["--precision", "bf16"], "bf16"),
     "strict": (["--strict"], True),
+    "quotes": (["--quotes", "plain", "--data", "some/folder"], "plain"),
 }
 
 NOT_A_FIELD = {"out": "runs/mine", "resume": True, "overfit_batch": False}

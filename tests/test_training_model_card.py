@@ -201,7 +201,7 @@ def test_what_is_counted_is_right(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call(train.main, *flags(tiny, data, out=out, task="sst", method="frozen")).code == 0
     card = card_of(out)
-    assert "3 of the 10 dev examples have the very texts of a training example." in card
+    assert "3 of the 10 dev examples have the texts of a training example." in card
     train_labels = [int(float(row.split("\t")[3])) for row in train_rows[1:]]
     dev_labels = [int(float(row.split("\t")[3])) for row in changed[1:]]
     for labels in (train_labels, dev_labels):

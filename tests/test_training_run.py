@@ -2,17 +2,22 @@
 
 import math
 import os
+import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from small_runs import BATCH, call, flags, left_behind, lines_of, rescored, settings, strict_json
+from small_runs import BATCH, call, flags, left_behind, lines_of, rescored, settings, strict_json, write_data
 from tiny_bert import build_tiny
 
 import train
+from experiments import summary
+from tasks import QQP, SST, STS
 from tasks.base import Example
 from training.build import Splits, complete
+from training.evaluate import Prediction, constant
 from training.run import Run, default_out
 
 
@@ -76,6 +81,38 @@ def test_the_best_epoch_is_kept(method: str, task: str, tiny: Path, small_data: 
         assert score == pytest.approx(result["dev"], abs=1e-5)
         best.add(result["best_epoch"])
     assert min(best) < 5  # or the test would see nothing
+
+
+def test_a_model_that_predicts_one_value_for_all_is_marked(tiny: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    file = data / "ids-sst-train.csv"
+    file.write_text("".join(line.rpartition("\t")[0] + f"\t{'3' if i else 'sentiment'}\n"
+                            for i, line in enumerate(file.read_text().splitlines())))  # fmt: skip
+    ended = call(train.main, *flags(tiny, data, out=tmp_path / "run", task="sst+sts", epochs=4))
+    assert "warning    sst: all train labels are 3\n" in ended.out
+    result = strict_json((tmp_path / "run" / "result.json").read_text())
+    assert result["constant"] == {"sst": 3.0}
+    history = lines_of(tmp_path / "run" / "metrics.jsonl")
+    for line, told in zip(history, re.findall("^epoch.*", ended.out, re.MULTILINE), strict=True):
+        assert ("sst: predicts 3 for all of dev" in told) == ("sst" in line["constant"])
+    assert re.search("^warning +sst: predicts 3 for all of dev$", ended.out, re.MULTILINE)
+    assert "- sst: predicts 3 for all of dev." in (tmp_path / "run" / "README.md").read_text()
+    assert "(1 of 1 predict one value for all)" in call(summary.main, tmp_path / "run").out
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "expected"),
+    [
+        (SST, [2, 2, 2], 2.0),
+        (SST, [2, 2, 3], None),
+        (QQP, [0, 0, 1], None),
+        (SST, [2], None),
+        (STS, [2.5, 2.5004, 2.4997], 2.5),
+        (STS, [2.5, 2.5004, 2.49], None),
+    ],
+)
+def test_predictions_are_one_value_if_they_differ_by_a_thousandth_of_the_range(task, values, expected):
+    assert constant(task, Prediction(("",) * len(values), np.array(values), None)) == expected
 
 
 def test_several_tasks_are_keyed_by_task(tiny: Path, small_data: Path, tmp_path: Path) -> None:

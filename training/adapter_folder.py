@@ -27,8 +27,9 @@ from training.provenance import model_sha256
 CARD = "minibert.json"
 HEAD = "head.safetensors"
 
-# The settings that say what is computed, and the base's name; others only said how it was trained.
+# The settings that say what is computed; the rest only said how it was trained, but for these others:
 SETTINGS = ("task", "method", "pair", "features", "pooling", "max_length", "hidden_layers", "targets")
+OTHERS = ("model", "quotes")  # the base's name, and how files are read, which older cards do not say
 
 # Our own sentences, not the data's, which may be private.
 SENTENCES = (
@@ -69,7 +70,7 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
         texts = example_texts(task)
         rows = zip(texts, _rounded(logits_of(config, saved, tokenizer, task, texts)), strict=True)
         golden[task.name] = [{"texts": one, "logits": logits} for one, logits in rows]
-    about = {name: value for name, value in to_dict(config).items() if name in (*SETTINGS, "model")}
+    about = {name: value for name, value in to_dict(config).items() if name in (*SETTINGS, *OTHERS)}
     about["outputs"] = {task.name: task.num_outputs for task in config.tasks}
     write_json(about | {"sha256": weights_sha256(base), "golden": golden}, folder / CARD)
 
@@ -124,7 +125,9 @@ def read_card(folder: Path) -> Card:
     missing = {*SETTINGS, "model", "outputs", "sha256", "golden"} - raw.keys()
     if missing:
         raise InputError(f"{path}: missing key {min(missing)!r}")
-    config = from_dict(to_dict(Config()) | {name: raw[name] for name in (*SETTINGS, "model")}, str(path))
+    config = from_dict(
+        to_dict(Config()) | {name: raw[name] for name in (*SETTINGS, *OTHERS) if name in raw}, str(path)
+    )
     if config.pooling is None:
         raise InputError(f"{path}: expected a pooling, got none")
     outputs = {task.name: task.num_outputs for task in config.tasks}

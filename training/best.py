@@ -39,7 +39,7 @@ def dev_scores(config: Config, history: Sequence[Mapping]) -> dict[str, list[flo
 
 
 def of_kept(config: Config, history: Sequence[Mapping]) -> dict:
-    """What result.json says of the weights that are kept: best_epoch, dev, train, metrics."""
+    """What result.json says of the weights that are kept: best_epoch, dev, train, metrics, constant."""
     kept = epochs_kept(config, history)
     lines = {task: next(line for line in history if line["epoch"] == epoch) for task, epoch in kept.items()}
     metrics = {
@@ -50,8 +50,11 @@ def of_kept(config: Config, history: Sequence[Mapping]) -> dict:
         split: single({task.name: one[task.name][task.metrics[0]] for task in config.tasks})
         for split, one in metrics.items()
     }
+    said = {task: line.get("constant", {}) for task, line in lines.items()}  # older checkpoints lack it
+    constant = {task: one[task] for task, one in said.items() if task in one}
     epochs = set(kept.values())
-    return {"best_epoch": kept if len(epochs) > 1 else epochs.pop(), **scores, "metrics": metrics}
+    best = kept if len(epochs) > 1 else epochs.pop()
+    return {"best_epoch": best, **scores, "metrics": metrics, "constant": constant}
 
 
 def longest_wait(scores: Sequence[float]) -> int:

@@ -43,6 +43,8 @@ class Splits:
 
 
 def data_folder(config: Config) -> Path:
+    if config.quotes == "plain" and config.data in ("demo", "cs224n"):
+        raise InputError(f"--quotes plain: the files of --data {config.data} are quoted as in CSV")
     if config.data == "demo":
         return DEMO
     if config.data == "cs224n":
@@ -62,10 +64,12 @@ def read_splits(config: Config) -> dict[str, Splits]:
         read = {}
         skipped: list[Skipped] = []
         for split, name in task.files.items():
-            if split == "test" and not (folder / name).exists():
+            if split == "test" and not os.path.lexists(folder / name):  # a link to nothing is an error
                 continue
             check_regular(folder / name)  # it is read twice: its hash is what a resumed run asks for
-            read[split], left_out = read_examples(folder / name, task, split != "test", config.strict)
+            read[split], left_out = read_examples(
+                folder / name, task, split != "test", config.strict, config.quotes
+            )
             skipped += left_out
         splits[task.name] = Splits(read["train"], read["dev"], read.get("test"), skipped)
     return splits

@@ -21,6 +21,7 @@ BESTS = ("mean", "per-task")
 ADAPTERS = ("shared", "per-task")
 ORDERS = ("random", "like-length")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+QUOTES = ("csv", "plain")
 
 
 def setting(default, text: str, choices: tuple[str, ...] | None = None, names: str = "", added: bool = False):
@@ -125,6 +126,9 @@ class Config:
         "auto", "of activations; what trains stays in fp32 [on a CPU the faster one, timed first]", PRECISIONS
     )
     strict: bool = setting(False, "a row without text or label is an error, not skipped")
+    quotes: str = setting(
+        "csv", "of the data files: around fields as in CSV, or plain characters", QUOTES, added=True
+    )
 
     @property
     def tasks(self) -> tuple[Task, ...]:

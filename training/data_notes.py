@@ -1,7 +1,8 @@
-"""What a model card says of a run's data: where it is from, what it holds, and what it cannot show."""
+"""What the header and a model card say of a run's data: its origin, what it holds, what is odd in it."""
 
+import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -39,6 +40,8 @@ LIMITS = {
         "The course's own split: scores do not compare with those of the STS Benchmark.",
     ),
 }
+EDGE = 0.1  # of the range of scores; labels that stay so far from one of its ends do not fill it
+SHOWN = 3  # of a longer list; the rest is counted
 NOT_KNOWN = "minibert knows nothing of where these files are from or what is wrong with them: say it here."
 
 
@@ -62,12 +65,11 @@ def limits(known: str | None, task: Task) -> tuple[str, ...]:
 def found(task: Task, splits: Splits) -> list[str]:
     """What the rows themselves say; their texts are counted, not told."""
     lines = [labels(task, splits.train, splits.dev)]
-    trained = {one.texts for one in splits.train}
-    again = sum(one.texts in trained for one in splits.dev)
+    again = len(repeated(splits)["dev"])
     lines.append(
-        f"{again:,} of the {len(splits.dev):,} dev examples have the very texts of a training example."
+        f"{again:,} of the {len(splits.dev):,} dev examples have the texts of a training example."
         if again
-        else "No dev example has the very texts of a training example."
+        else "No dev example has the texts of a training example."
     )
     if splits.skipped:
         lines.append(f"{len(splits.skipped):,} rows without a text or a label were skipped.")
@@ -89,6 +91,53 @@ def labels(task: Task, train: Sequence[Example], dev: Sequence[Example]) -> str:
     commonest = Counter(one.label for one in train).most_common(1)[0][0]
     right = sum(one.label == commonest for one in dev) / len(dev)
     return f"Labels: {'; '.join(parts)}. Always {commonest:g} gets {right:.1%} of dev right."
+
+
+def warnings(task: Task, splits: Splits) -> list[str]:
+    """What in a task's data makes its scores mean something else than they seem to."""
+    low, high = task.label_range
+    lines = []
+    for name, part in _named(splits.train, splits.dev):
+        given = {one.label for one in part}
+        lacking = [c for c in range(task.num_outputs) if c not in given] if task.is_classification else []
+        edge = EDGE * (high - low)
+        if len(given) == 1:
+            lines.append(f"all {name} labels are {given.pop():g}")
+        elif name == "train" and lacking:
+            lines.append(f"no train label is {listed(map(str, lacking))}, of the classes {low} to {high}")
+        elif name == "train" and (min(given) > low + edge or max(given) < high - edge):
+            lines.append(f"train labels go from {min(given):g} to {max(given):g}, expected {low} to {high}")
+    told = {
+        "train": "train examples with an earlier one's texts and another label",
+        "dev": "dev examples with the texts of train examples",
+        "test": "test examples with the texts of train examples",
+    }
+    for split, pairs in repeated(splits).items():
+        ids = listed(f"{reprlib.repr(one.id)} as {reprlib.repr(other.id)}" for one, other in pairs)
+        lines += [f"{told[split]}: {len(pairs):,} ({ids})"] if pairs else []
+    return lines
+
+
+def repeated(splits: Splits) -> dict[str, list[tuple[Example, Example]]]:
+    """By split the examples that have the texts of an earlier training example, and that one.
+
+    Of train those alone whose labels differ. Case and the order of a pair make no other texts.
+    """
+    first: dict[tuple[str, ...], Example] = {}
+    found = {"train": [], "dev": [], "test": []}
+    for split, pairs in found.items():
+        for one in getattr(splits, split) or ():
+            texts = tuple(sorted(map(str.lower, one.texts)))
+            other = first.setdefault(texts, one) if split == "train" else first.get(texts)
+            if other and (split != "train" or other.label != one.label):
+                pairs.append((one, other))
+    return found
+
+
+def listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _named(train: Sequence[Example], dev: Sequence[Example]) -> list[tuple[str, Sequence[Example]]]:

@@ -28,6 +28,8 @@ class Prediction:
         return bool(np.isfinite(self.predictions if self.probabilities is None else self.probabilities).all())
 
 
+SAME = 1e-3  # of the range of labels: predictions that differ by no more say the same of all examples
+
 # Of a batch. On a CPU no more tokens than a training step has, so that predicting needs no more memory.
 MOST_EXAMPLES = 512
 MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -82,6 +84,14 @@ def predict(
         return Prediction(ids, logits[:, 0], None)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return Prediction(ids, logits.argmax(axis=1), shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def constant(task: Task, prediction: Prediction) -> float | None:
+    """The one value that is predicted for all of several examples, or None."""
+    values, (low, high) = prediction.predictions, task.label_range
+    if len(values) == 1 or np.ptp(values) > SAME * (high - low):
+        return None
+    return float(values[0])
 
 
 def score(task: Task, prediction: Prediction, labels: np.ndarray) -> dict[str, float]:

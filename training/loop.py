@@ -19,7 +19,7 @@ from training.casting import cast_layer_by_layer
 from training.checkpoint import Progress, load_trainable, trainable_state
 from training.config import Config
 from training.errors import TrainingError, not_finite
-from training.evaluate import encode_once, predict, score
+from training.evaluate import constant, encode_once, predict, score
 from training.memory import give_back_memory, keep_freed_memory, wait_for
 from training.optimizer import build_optimizer, lr_factor
 from training.pairs import COMPARING
@@ -273,13 +273,15 @@ class Trainer:
         progress, epoch = self.progress, self.epoch
         give_back_memory()  # or what scoring takes would come on top of what the steps took
         with self.stopped.at_once() if self.processes.alone else nullcontext():
-            scores = {split: self.scores(data) for split, data in scored.items()}
+            told = {split: self.scores(data) for split, data in scored.items()}
+        scores = {split: one for split, (one, _) in told.items()}
         leading = {
             split: {task: next(iter(one.values())) for task, one in scores[split].items()} for split in scores
         }
         line = {"epoch": epoch, "loss": progress.epoch_loss / progress.epoch_turns}
         line |= {split: single(leading[split]) for split in scores}
         line |= {"seconds": round(progress.epoch_seconds, 3), "step": progress.step, "metrics": scores}
+        line["constant"] = told["dev"][1]
         progress.history.append(line)
         progress.epoch_loss = progress.epoch_seconds = 0.0
         progress.epoch_turns = 0
@@ -297,8 +299,9 @@ class Trainer:
             if len(new) == len(kept) or new.intersection(name.split(".")):
                 self.best_weights[name] = tensor.clone()
 
-    def scores(self, data: Mapping[str, Dataset]) -> dict[str, dict[str, float]]:
-        scores = {}
+    def scores(self, data: Mapping[str, Dataset]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """Each task's scores; and the value that is predicted for all of its examples, if it is one."""
+        scores, same = {}, {}
         for name, one in data.items():
             if self.encodes_once and one.features is None:
                 for _ in encode_once(self.model, one, self.device, processes=self.processes):
@@ -308,7 +311,9 @@ class Trainer:
                 step = self.progress.step
                 raise TrainingError(f"step {step}: a prediction of {name} is not finite; try a lower --lr")
             scores[name] = score(one.task, prediction, one.labels)
-        return scores
+            if (value := constant(one.task, prediction)) is not None:
+                same[name] = value
+        return scores, same
 
     def run(
         self,

@@ -21,7 +21,7 @@ from training.cli import command_of
 from training.config import Config, to_dict
 from training.data_notes import ORIGINS, UNKNOWN, found, limits
 from training.evaluate import Prediction
-from training.report import epochs
+from training.report import constants, epochs
 from training.snippets import Snippet, snippets
 
 FEWEST = 4  # dev examples, for an interval
@@ -195,6 +195,7 @@ def known_limits(config: Config, result: Mapping, scored: Sequence[Scored]) -> l
     model = published(config.model)
     if model and model.repo.endswith("/all-MiniLM-L6-v2"):
         told.append(MINILM)
+    told += [f"{one}." for one in constants(result)]
     if result["resumed_anyway"]:
         told.append("The run was gone on with after something of it had changed; see result.json.")
     return [*told, *ALWAYS]

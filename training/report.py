@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from training.build import Splits
 from training.config import Config
+from training.data_notes import warnings
 from training.footprint import Footprint
 from training.loop import Trainer
 
@@ -35,6 +36,7 @@ def header(
             lines += [f"             {row.where}: {row.reason}" for row in one.skipped[:SHOWN_ROWS]]
             if len(one.skipped) > SHOWN_ROWS:
                 lines.append(f"             and {len(one.skipped) - SHOWN_ROWS} more")
+        lines += [f"warning    {task.name}: {text}" for text in warnings(task, one)]
     lines.append(f"model      {config.model}, {config.pooling} pooling, at most {config.max_length} tokens")
     trainable, total = facts["trainable_parameters"], facts["total_parameters"]
     share = f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%})"
@@ -82,10 +84,8 @@ class Bar:
     def epoch(self, line: Mapping) -> None:
         self.bar.clear()
         scores = f"dev {numbers(line['dev'])}  train {numbers(line['train'])}"
-        print(
-            f"epoch {line['epoch']:>3}  loss {line['loss']:.4f}  {scores}  {line['seconds']:.1f} s",
-            flush=True,
-        )
+        told = f"epoch {line['epoch']:>3}  loss {line['loss']:.4f}  {scores}  {line['seconds']:.1f} s"
+        print(told + "".join(f"  {one}" for one in constants(line)), flush=True)
 
     def close(self) -> None:
         self.bar.close()
@@ -95,6 +95,11 @@ def numbers(scores: float | Mapping[str, float]) -> str:
     if isinstance(scores, Mapping):
         return " ".join(f"{task} {value:.4f}" for task, value in scores.items())
     return f"{scores:.4f}"
+
+
+def constants(told: Mapping) -> list[str]:
+    """What an epoch's line or a result says of tasks for whose every dev example one value is predicted."""
+    return [f"{task}: predicts {value:.4g} for all of dev" for task, value in told["constant"].items()]
 
 
 def epochs(best: int | Mapping[str, int]) -> str:
@@ -114,6 +119,7 @@ def closing_table(result: Mapping, out: Path) -> str:
             for task, own in result["best_per_task"].items()
             if len(result["best_per_task"]) > 1
         },
+        **({"warning": ", ".join(constants(result))} if result["constant"] else {}),
         "train": numbers(result["train"]),
         "training": f"{result['train_seconds']:.1f} s, {result['tokens_per_second']:,.0f} tokens/s",
         "peak memory": f"{peak:,.0f} MiB ({above:,.0f} above start)",

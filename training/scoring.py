@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from minibert.errors import InputError
 from minibert.files import write_text
@@ -15,26 +16,38 @@ from training.evaluate import Prediction, predict
 from training.run_folder import RunFolder, check_unchanged, load_run, predictions_csv, read_run_config
 
 
+class Computing(NamedTuple):
+    """How a finished run computes; `auto` is what is fastest here."""
+
+    precision: str = "auto"
+    device: str = "auto"
+
+
+AUTO = Computing()
+
+
 def score_file(
     path: Path,
     task_name: str | None,
     source: Path,
     target: Path,
     batch_size: int,
-    precision: str = "auto",
-    device: str = "auto",
+    quotes: str | None = None,
+    computing: Computing = AUTO,
 ) -> int:
     """Write a prediction for every row of a file in the task's format; how many there are.
+
+    `quotes` are read as in the run's own data, unless it says otherwise.
 
     Raises:
         InputError: if the run or the file cannot be used, or the target cannot be written.
     """
     config = read_run_config(RunFolder(path))
     task = choose_task(config, task_name)
-    examples, skipped = read_examples(source, task, labelled=False)
+    examples, skipped = read_examples(source, task, labelled=False, quotes=quotes or config.quotes)
     for row in skipped:
         print(f"skipped {row.where}: {row.reason}", file=sys.stderr)
-    text = predictions_csv(predictions(path, task, examples, batch_size, precision, device))
+    text = predictions_csv(predictions(path, task, examples, batch_size, computing))
     try:
         write_text(text, target)
     except OSError as error:
@@ -42,16 +55,14 @@ def score_file(
     return len(examples)
 
 
-def score_text(
-    path: Path, task_name: str | None, texts: list[str], precision: str = "auto", device: str = "auto"
-) -> str:
+def score_text(path: Path, task_name: str | None, texts: list[str], computing: Computing = AUTO) -> str:
     """The prediction for one example, as a line: a score, or a class with every class's probability.
 
     Raises:
         InputError: if the run cannot be used, the number of texts is not the task's, or they are not UTF-8.
     """
     task = choose_task(read_run_config(RunFolder(path)), task_name)
-    result = predictions(path, task, [text_example(task, texts)], 1, precision, device)
+    result = predictions(path, task, [text_example(task, texts)], 1, computing)
     if result.probabilities is None:
         return f"{result.predictions[0]:.4f}"
     shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
@@ -85,10 +96,10 @@ def choose_task(config: Config, name: str | None) -> Task:
 
 
 def predictions(
-    path: Path, task: Task, examples: list[Example], batch_size: int, precision: str, device: str
+    path: Path, task: Task, examples: list[Example], batch_size: int, computing: Computing
 ) -> Prediction:
     config, model, tokenizer = load_run(path, task.name)
     check_unchanged(path, read_run_config(RunFolder(path)))
-    where = compute_in(model, precision, device)
+    where = compute_in(model, *computing)
     data = Dataset(task, examples, tokenizer, config.siamese(task))
     return predict(model, data, where, batch_size)
