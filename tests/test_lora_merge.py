@@ -42,7 +42,12 @@ RUNS = {
 }
 CLASSIFIERS = ["classifier", "pair classifier", "regression"]
 DEV = {"sst": "ids-sst-dev.csv", "qqp": "quora-dev.csv", "sts": "sts-dev.csv"}
-TEXTS = ["the cat is not good", "A dog, bad film?", "what", "Café [x] " + "the dog " * 40]  # the last is cut
+TEXTS = [
+    "the cat is not good",
+    "A dog, [SEP] film?",
+    "what",
+    "Café [x] " + "the dog " * 40,
+]  # the last is cut
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 POOLING = {
     "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json",

@@ -144,6 +144,7 @@ def write_tokenizer(base: Path, tokenizer: Tokenizer, folder: Path) -> None:
         "model_max_length": tokenizer.max_length,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # a [SEP] in a text is text, as it was in training
     }
     # A token that is not in the vocabulary would get an id beyond the model's embeddings.
     write_json(
