@@ -55,7 +55,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Raises InputError unless the two have the same names and shapes, all floating-point."""
+    """Raises InputError unless the two have the same names and shapes, all of finite numbers in fp32."""
     for problem, names in (("missing", expected.keys() - state), ("unexpected", state.keys() - expected)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -67,6 +67,12 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], wher
         if not tensor.is_floating_point() or tensor.element_size() < 2:  # fp8 and fp4 need scales
             wanted = "floating-point numbers of 16 bits or more"
             raise InputError(f"{where}: {name}: expected {wanted}, got {tensor.dtype}")
+        numbers = tensor.float()
+        # A sum is cheap, and finite only if all are. It may overflow though they are.
+        if not numbers.sum().isfinite() and not (finite := numbers.isfinite()).all():
+            raise InputError(
+                f"{where}: {name}: expected finite numbers in fp32, got {tensor[~finite][0].item()}"
+            )
 
 
 TEMPORARY = re.compile(r"\..+\.\d+|\.tmp\w{6}")  # `replacing`'s, and within it safetensors' own
