@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,11 +18,11 @@ from minibert.errors import InputError
 LARGEST_JSON = 2**28  # bytes; /dev/zero has no end
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The object in a JSON file, or the array where `kind` is list.
 
     Raises:
-        InputError: if the file cannot be read, does not end or holds anything but one JSON object.
+        InputError: if the file cannot be read, does not end or holds anything else.
     """
     try:
         with open(path, "rb") as file:
@@ -34,8 +35,9 @@ def read_json(path: Path) -> dict:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON, got something else ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else "array"
+        raise InputError(f"{path}: expected a JSON {wanted}, got {type(value).__name__}")
     return value
 
 

@@ -310,7 +310,7 @@ def test_what_is_no_finished_run_is_refused(finished, tmp_path: Path) -> None:
     ("name", "error", "code"),
     [
         ("write_tokenizer", OSError(errno.ENOSPC, "No space left on device", "x"), 1),
-        ("write_pooling", KeyboardInterrupt(), 130),
+        ("write_intended", KeyboardInterrupt(), 130),
         ("read_back", MemoryError(), 1),
     ],
 )

@@ -20,6 +20,7 @@ from lora.methods import METHODS
 from minibert.errors import InputError
 from minibert.files import leftovers, read_json, write_json, write_safetensors, write_text
 from minibert.hub import resolve
+from minibert.intended import write_intended
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
 from minibert.weights import save_bert
@@ -28,6 +29,7 @@ from tasks.model import TaskModel
 from training.adapter_folder import (
     CARD,
     HEAD,
+    check_decided,
     load_adapter_folder,
     load_heads,
     read_card,
@@ -111,7 +113,11 @@ class RunFolder:
 
 
 def read_run_config(run: RunFolder) -> Config:
-    return read_card(run.path).config if run.is_adapter else from_dict(read_json(run.config), str(run.config))
+    if run.is_adapter:
+        return read_card(run.path).config
+    config = from_dict(read_json(run.config), str(run.config))
+    check_decided(config, run.config)
+    return config
 
 
 def start_run(run: RunFolder, config: Config) -> None:
@@ -162,6 +168,9 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
     elif method.trains_encoder:
         save_bert(model.bert, run.path / "model")
         shutil.copyfile(base / "tokenizer.json", run.path / "model" / "tokenizer.json")
+        if config.pooling != "pooler":  # which sentence-transformers has not
+            size = model.bert.config.hidden_size
+            write_intended(config.pooling, config.max_length, size, run.path / "model")
 
 
 def of_task(config: Config, model: TaskModel, task: Task) -> tuple[Config, TaskModel]:
