@@ -103,7 +103,8 @@ def pinned(folder: Path) -> str | None:
     if not (folder / WEIGHTS).is_file():
         return None
     # What lies in the cache, resolve has verified by this hash.
-    found = _record(folder)["sha256"][WEIGHTS] if folder.parent == cache_root() else sha256(folder / WEIGHTS)
+    verified = folder.parent == cache_root() and (folder / HASHES).is_file()
+    found = _record(folder)["sha256"][WEIGHTS] if verified else sha256(folder / WEIGHTS)
     return next((name for name, model in PINNED.items() if model.sha256[WEIGHTS] == found), None)
 
 

@@ -9,7 +9,7 @@ from minibert.files import read_json, write_json, write_text
 from minibert.sources import MODULES, POOLING, SENTENCE_BERT, TOKENIZER
 
 FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}  # before release 6, one a mode
-WAY_OUT = "--pooling cls, mean or pooler takes the encoder alone"
+WAY_OUT = "train.py --pooling cls, mean or pooler takes the encoder alone"
 
 
 class Choice(NamedTuple):

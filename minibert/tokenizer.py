@@ -8,6 +8,7 @@ import tokenizers
 
 from minibert.errors import InputError
 from minibert.files import read_json
+from minibert.sources import SENTENCE_BERT
 from minibert.verify import sha256
 
 
@@ -65,6 +66,7 @@ class Tokenizer:
         self._framing = [len(before) + len(after) for before, after, _ in self._frames]
         self._read_as_text([token for token in SPECIAL if token in vocab], path)
         self._check_template(path)
+        self._check_case(folder / SENTENCE_BERT)
 
     def _read_as_text(self, special: list[str], path: Path) -> None:
         self._tokenizer.add_special_tokens(special)  # a file may hold them as ordinary ones
@@ -85,6 +87,14 @@ class Tokenizer:
                     for ids, types in (family, (own.ids, own.type_ids))
                 )
                 raise InputError(f"{path}: expected its model's template, {wanted}, got {got}")
+
+    def _check_case(self, path: Path) -> None:
+        """Raises InputError if sentence-transformers puts into lower case what the tokenizer does not."""
+        lower = path.is_file() and read_json(path).get("do_lower_case")
+        if lower and self._ids("A") != self._ids("a"):
+            raise InputError(
+                f"{path}: expected do_lower_case false, as tokenizer.json keeps capitals, got true"
+            )
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Encoded]:
         pairs = [(text,) if isinstance(text, str) else text for text in texts]

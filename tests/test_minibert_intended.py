@@ -63,7 +63,7 @@ def test_both_forms_are_read(settings: dict, pooling: str, tmp_path: Path) -> No
 )
 def test_a_pooling_that_is_not_offered_is_refused(settings: dict, got: str, tmp_path: Path, refusal) -> None:
     message = refusal(read_pooling, tmp_path) if write(tmp_path, settings) else ""
-    way_out = "--pooling cls, mean or pooler takes the encoder alone"
+    way_out = "train.py --pooling cls, mean or pooler takes the encoder alone"
     wanted = "expected the pooling mode cls or mean"
     assert message == f"{tmp_path / '1_Pooling/config.json'}: {wanted}, got {got}; {way_out}"
 
@@ -82,10 +82,10 @@ def test_the_pooling_is_where_the_modules_say(tmp_path: Path, refusal) -> None:
     [
         (
             listed(Transformer="", Pooling="1_Pooling", Dense="2_Dense"),
-            "got Transformer, Pooling, Dense; --p",
+            "got Transformer, Pooling, Dense; train.py --p",
         ),
-        (listed(Transformer=""), "got Transformer; --pooling"),
-        ([], "got none; --pooling"),
+        (listed(Transformer=""), "got Transformer; train.py --pooling"),
+        ([], "got none; train.py --pooling"),
         ([{"type": 5, "path": ""}], "expected modules, each with a type and a path"),
         ([1], "expected modules, each with a type and a path"),
         ({}, "expected a JSON array, got dict"),

@@ -233,6 +233,14 @@ class TestRefusing:
         assert message.startswith(f"{folder / 'tokenizer.json'}: expected a token")
         assert problem in message
 
+    def test_lower_case_by_another_file_is_refused_where_it_matters(self, refusal, tiny: Path, folder: Path):
+        (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+        assert Tokenizer(folder, 16, TINY.vocab_size)(["A Cat"]) == Tokenizer(tiny, 16, TINY.vocab_size)(
+            ["A Cat"]
+        )
+        change(folder, lambda raw: raw["normalizer"].update(lowercase=False))
+        assert "expected do_lower_case false" in refusal(Tokenizer, folder, 16, TINY.vocab_size)
+
     def test_what_reads_a_special_token_as_one_is_refused(self, refusal, folder: Path):
         words = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "normalizer": None}
         change(folder, lambda raw: raw.update(words))
