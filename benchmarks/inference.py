@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from minibert.files import read_json, write_safetensors
+from minibert.intended import write_intended
 from minibert.weights import load_bert
 from tasks import TASKS
 from tasks.base import Example
@@ -24,7 +25,7 @@ from training.build import build_heads, build_tokenizer, compute_in
 from training.config import Config, check
 from training.embedding import Encoder
 from training.evaluate import predict
-from training.export import read_back, write_model, write_pooling, write_tokenizer
+from training.export import read_back, write_model, write_tokenizer
 from training.precision import DTYPES
 
 Texts = Sequence[str | tuple[str, str]]
@@ -47,7 +48,7 @@ def write_folders(model: Path, folder: Path, max_length: int) -> None:
         write_model(bert, classifier, config, torch.float32, folder / what)
         write_tokenizer(model, build_tokenizer(config, model), folder / what)
         if what == "sentences":
-            write_pooling(config, bert.config.hidden_size, folder / what)
+            write_intended(config.pooling, config.max_length, bert.config.hidden_size, folder / what)
 
 
 def our_sentences(folder: Path, precision: str, max_length: int, device: str) -> Compute:

@@ -27,7 +27,7 @@ from minibert.errors import InputError
 from minibert.hub import is_local, resolve
 from minibert.model import BertConfig
 from minibert.weights import read_config
-from training.build import MANY_ROWS, read_splits, shape_of_model
+from training.build import LONGEST, MANY_ROWS, read_splits, shape_of_model
 from training.config import Config
 from training.footprint import footprint
 from training.precision import DTYPES, choose_device, choose_precision
@@ -110,7 +110,7 @@ def work(config: Config) -> float:
     )
     forward = {}
     for name, one in rows.items():
-        tokens = min(one.tokens, config.max_length)
+        tokens = min(one.tokens, config.max_length or LONGEST)
         linears = 4 * bert.hidden_size**2 + 2 * bert.hidden_size * bert.intermediate_size
         forward[name] = bert.num_hidden_layers * tokens * (linears + 2 * tokens * bert.hidden_size)
     largest = max(one.train for one in rows.values())
@@ -135,7 +135,7 @@ def memory(config: Config) -> float:
     known = replace(config, precision=precision, pooling=config.pooling or "mean", encoder_dropout=dropout)
     examples = min(config.batch_size, config.micro_batch_size or config.batch_size)
     sequences = examples * (len(rows) if config.adapters == "per-task" else 1)
-    tokens = ceil(sequences * max(min(one.tokens, config.max_length) for one in rows.values()))
+    tokens = ceil(sequences * max(min(one.tokens, config.max_length or LONGEST) for one in rows.values()))
     texts = sum(one.train + 2 * one.dev for one in rows.values()) * (2 if config.pair == "siamese" else 1)
     return footprint(known, shape_of_model(known, folder), tokens, sequences, texts).total
 

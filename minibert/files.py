@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minibert.errors import InputError
 
@@ -89,19 +89,20 @@ def read_text(path: Path, stream: bool = False) -> str:
     return text
 
 
-def read_json(path: Path, stream: bool = False) -> dict:
-    """The object in a JSON file; with `stream` in a pipe too.
+def read_json(path: Path, stream: bool = False, kind: type = dict) -> Any:
+    """The object in a JSON file, or the array where `kind` is list; with `stream` in a pipe too.
 
     Raises:
-        InputError: if the file cannot be read, does not end or holds anything but one JSON object.
+        InputError: if the file cannot be read, does not end or holds anything else.
     """
     content = _content(path, LARGEST_JSON, stream)
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON, got something else ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else "array"
+        raise InputError(f"{path}: expected a JSON {wanted}, got {type(value).__name__}")
     return value
 
 
@@ -133,7 +134,7 @@ def read_safetensors(path: Path) -> "dict[str, Tensor]":
 
 
 def check_fits(state: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]", where: str) -> None:
-    """Raises InputError unless the two have the same names and shapes, all floating-point."""
+    """Raises InputError unless the two have the same names and shapes, all of finite numbers in fp32."""
     for problem, names in (("missing", expected.keys() - state), ("unexpected", state.keys() - expected)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -145,6 +146,12 @@ def check_fits(state: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]", 
         if not tensor.is_floating_point() or tensor.element_size() < 2:  # fp8 and fp4 need scales
             wanted = "floating-point numbers of 16 bits or more"
             raise InputError(f"{where}: {name}: expected {wanted}, got {tensor.dtype}")
+        numbers = tensor.float()
+        # A sum is cheap, and finite only if all are. It may overflow though they are.
+        if not numbers.sum().isfinite() and not (finite := numbers.isfinite()).all():
+            raise InputError(
+                f"{where}: {name}: expected finite numbers in fp32, got {tensor[~finite][0].item()}"
+            )
 
 
 TEMPORARY = re.compile(r"\..+\.\d+|\.tmp\w{6}")  # `replacing`'s, and within it safetensors' own

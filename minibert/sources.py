@@ -24,6 +24,12 @@ from minibert.verify import verify
 FILES = ("config.json", "tokenizer.json")  # and the weights: one file, or an index and its shards
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What sentence-transformers writes beside them; minibert.intended reads it.
+MODULES = "modules.json"
+POOLING = "1_Pooling/config.json"
+SENTENCE_BERT = "sentence_bert_config.json"
+TOKENIZER = "tokenizer_config.json"
+BESIDE = (MODULES, POOLING, SENTENCE_BERT, TOKENIZER)
 TIMEOUT = 10  # seconds for the hub's first answer
 
 
@@ -63,8 +69,10 @@ def shards(index: Path) -> list[str]:
     return files
 
 
-def from_hub(repo: str, revision: str, folder: Path) -> str:
+def from_hub(repo: str, revision: str, folder: Path, beside: Iterable[str] = ()) -> str:
     """Download a model's files from the Hugging Face hub into `folder`; the commit they are of.
+
+    With those of `beside` that the hub has.
 
     Each file is checked against the hash that the hub publishes for it (sha256 of a large file, git blob id
     of a small one). The library's own settings hold: HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN, its cache.
@@ -83,6 +91,7 @@ def from_hub(repo: str, revision: str, folder: Path) -> str:
             info = api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
             published = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in info.siblings or ()}
             wanted = [*FILES, INDEX if INDEX in published and WEIGHTS not in published else WEIGHTS]
+            wanted += [file for file in beside if file in published]
             for file in wanted:
                 if not published.get(file):
                     raise Unavailable(f"{repo} has no {file}")

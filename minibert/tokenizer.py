@@ -8,6 +8,7 @@ import tokenizers
 
 from minibert.errors import InputError
 from minibert.files import read_json
+from minibert.sources import SENTENCE_BERT
 from minibert.verify import sha256
 
 
@@ -18,37 +19,82 @@ class Encoded(NamedTuple):
     token_type_ids: list[int]  # 0 for the first sentence and its [SEP], 1 for the second
 
 
+class Frame(NamedTuple):
+    """What stands around a sentence: tokens before and after it, and the token type of them all."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    token_type: int
+
+
+# By config.json's model_type, the frames of a first and of a second sentence.
+FRAMES = {"bert": (Frame(("[CLS]",), ("[SEP]",), 0), Frame((), ("[SEP]",), 1))}
+SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]")
+RARE = "\U00010348"  # a letter that no usual vocabulary has
+
+
 class Tokenizer:
     """Sentences or pairs to `Encoded`, at most `max_length` tokens; of a pair the longer side is cut first.
+
+    A sentence is text: a special token written in it, such as `[SEP]`, is read as its characters.
 
     Attributes:
         identity: two that are alike in it, and in `max_length`, make the same of a text.
 
     Raises:
-        InputError: if `tokenizer.json` is missing or damaged, is not BERT's, or has ids beyond `vocab_size`.
+        InputError: if `tokenizer.json` is missing or damaged, has ids beyond `vocab_size`, cannot read every
+            text, or frames sentences in another way than its model's family.
     """
 
     def __init__(self, folder: Path, max_length: int, vocab_size: int):
         path = folder / "tokenizer.json"
-        read_json(path)  # says what is wrong with the file; the library only says that something is
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no narrower type
-            raise InputError(f"{path}: expected a tokenizer, got {error}") from None
+        self._tokenizer = _load(path)
         vocab = self._tokenizer.get_vocab()
         largest = max(vocab.values(), default=0)  # not their number less one where ids leave gaps
         if largest >= vocab_size:
             raise InputError(f"{path}: has token ids up to {largest}, the model's vocab_size is {vocab_size}")
-        unknown = getattr(self._tokenizer.model, "unk_token", None)  # asked for only when a text needs it
-        for token in ("[CLS]", "[SEP]", *([unknown] if unknown else [])):
+        frames = _frames_of(folder)
+        for token in (token for one in frames for token in one.before + one.after):
             if token not in vocab:
                 raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
         self.max_length, self.cls, self.sep = max_length, vocab["[CLS]"], vocab["[SEP]"]
         self.identity = f"{sha256(path)} by tokenizers {tokenizers.__version__}"
-        # The library's own truncation keeps all it cuts off, for pairs every piece of one side with every
-        # piece of the other: two long texts would fill the memory. MiniLM's file also asks for padding.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._frames = [
+            ([vocab[token] for token in before], [vocab[token] for token in after], token_type)
+            for before, after, token_type in frames
+        ]
+        self._framing = [len(before) + len(after) for before, after, _ in self._frames]
+        self._read_as_text([token for token in SPECIAL if token in vocab], path)
+        self._check_template(path)
+        self._check_case(folder / SENTENCE_BERT)
+
+    def _read_as_text(self, special: list[str], path: Path) -> None:
+        self._tokenizer.add_special_tokens(special)  # a file may hold them as ordinary ones
+        self._tokenizer.encode_special_tokens = True
+        for token in special:
+            if token != "[UNK]" and self.id_of(token) in self._ids(token):
+                raise InputError(f"{path}: expected to read a text's {token} as characters, it is one token")
+
+    def _check_template(self, path: Path) -> None:
+        """Raises InputError if the file has a template of its own that is not the family's."""
+        if self._tokenizer.post_processor is None:
+            return
+        for texts in (("a",), ("a", "b")):
+            own, family = self._tokenizer.encode(*texts), self._frame([self._ids(text) for text in texts])
+            if (own.ids, own.type_ids) != family:
+                wanted, got = (
+                    f"{' '.join(self.tokens(ids))!r} of types {' '.join(map(str, types))!r}"
+                    for ids, types in (family, (own.ids, own.type_ids))
+                )
+                raise InputError(f"{path}: expected its model's template, {wanted}, got {got}")
+
+    def _check_case(self, path: Path) -> None:
+        """Raises InputError if sentence-transformers puts into lower case what the tokenizer does not."""
+        lower = path.is_file() and read_json(path).get("do_lower_case")
+        if lower and self._ids("A") != self._ids("a"):
+            raise InputError(
+                f"{path}: expected do_lower_case false, as tokenizer.json keeps capitals, got true"
+            )
 
     def __call__(self, texts: Sequence[str | tuple[str, str]]) -> list[Encoded]:
         pairs = [(text,) if isinstance(text, str) else text for text in texts]
@@ -66,17 +112,47 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """How many tokens a text makes before it is cut, without [CLS] and [SEP]."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _join(self, sides: list[list[int]]) -> Encoded:
-        room = self.max_length - 1 - len(sides)  # for tokens between [CLS] and the [SEP]s
+        room = self.max_length - sum(self._framing[: len(sides)])
         lengths = [len(side) for side in sides]
         kept = longest_first(lengths[0], sum(lengths[1:]), room)  # of one sentence the second is empty
-        input_ids, token_type_ids = [self.cls], [0]
-        for segment, side in enumerate(sides):
-            input_ids += [*side[: kept[segment]], self.sep]
-            token_type_ids += [segment] * (kept[segment] + 1)
+        return self._frame([side[:count] for side, count in zip(sides, kept, strict=False)])
+
+    def _frame(self, sides: list[list[int]]) -> Encoded:
+        input_ids, token_type_ids = [], []
+        for (before, after, token_type), side in zip(self._frames, sides, strict=False):
+            input_ids += [*before, *side, *after]
+            token_type_ids += [token_type] * (len(before) + len(side) + len(after))
         return Encoded(input_ids, token_type_ids)
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    read_json(path)  # says what is wrong with the file; the library only says that something is
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        # The library's own truncation keeps all it cuts off, for pairs every piece of one side with every
+        # piece of the other: two long texts would fill the memory. MiniLM's file also asks for padding.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        read = tokenizer.encode(RARE, RARE, add_special_tokens=False)  # else a missing token shows up later
+    except Exception as error:  # the library raises no narrower type
+        raise InputError(f"{path}: expected a tokenizer of any text, got {error}") from None
+    if not read.ids:
+        raise InputError(f"{path}: expected a token for unknown text, got none")
+    return tokenizer
+
+
+def _frames_of(folder: Path) -> tuple[Frame, Frame]:
+    family = read_json(folder / "config.json").get("model_type")
+    if not isinstance(family, str) or family not in FRAMES:
+        wanted = f"expected model_type {' or '.join(FRAMES)}"
+        raise InputError(f"{folder / 'config.json'}: {wanted}, got {family!r}")
+    return FRAMES[family]
 
 
 def longest_first(a: int, b: int, room: int) -> tuple[int, int]:

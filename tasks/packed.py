@@ -17,7 +17,7 @@ from minibert.tokenizer import Tokenizer
 
 LEAST = 2**12  # texts: fewer are tokenized in the time that a file takes
 MOST_FILES = 32  # of data sets, those used last
-VERSION = 1  # of what this project does to a text, such as where it is cut: another one makes other tokens
+VERSION = 2  # of what this project does to a text, such as where it is cut: another one makes other tokens
 KINDS = {"ends": (torch.int64, 1), "input_ids": (torch.int32, 1), "token_type_ids": (torch.int8, 1)}
 CHECK = {"sha256": (torch.uint8, 1)}  # of the three, kept beside them
 

@@ -42,7 +42,12 @@ RUNS = {
 }
 CLASSIFIERS = ["classifier", "pair classifier", "regression"]
 DEV = {"sst": "ids-sst-dev.csv", "qqp": "quora-dev.csv", "sts": "sts-dev.csv"}
-TEXTS = ["the cat is not good", "A dog, bad film?", "what", "Café [x] " + "the dog " * 40]  # the last is cut
+TEXTS = [
+    "the cat is not good",
+    "A dog, [SEP] film?",
+    "what",
+    "Café [x] " + "the dog " * 40,
+]  # the last is cut
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 POOLING = {
     "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json",
@@ -305,7 +310,7 @@ def test_what_is_no_finished_run_is_refused(finished, tmp_path: Path) -> None:
     ("name", "error", "code"),
     [
         ("write_tokenizer", OSError(errno.ENOSPC, "No space left on device", "x"), 1),
-        ("write_pooling", KeyboardInterrupt(), 130),
+        ("write_intended", KeyboardInterrupt(), 130),
         ("read_back", MemoryError(), 1),
     ],
 )

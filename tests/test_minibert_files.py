@@ -186,6 +186,25 @@ class TestCheckFits:
         assert refusal(check_fits, state, self.EXPECTED, "here") == f"here: {problem}"
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_a_number_that_is_not_finite_is_named(self, refusal, dtype: torch.dtype, value: float):
+        state = self.EXPECTED | {"b": torch.tensor([1.0, value]).to(dtype)}
+        message = f"here: b: expected finite numbers in fp32, got {value}"
+        assert refusal(check_fits, state, self.EXPECTED, "here") == message
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_finite_numbers_fit_however_large_their_sum(self, dtype: torch.dtype):
+        check_fits(
+            {"a": torch.full((999,), torch.finfo(dtype).max, dtype=dtype)}, {"a": torch.empty(999)}, "here"
+        )
+
+    def test_what_fp32_does_not_hold_is_not_finite(self, refusal):
+        large = {"b": torch.tensor([0.0, 1e300], dtype=torch.float64)}
+        assert "expected finite numbers in fp32, got 1e+300" in refusal(
+            check_fits, self.EXPECTED | large, self.EXPECTED, "here"
+        )
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_any_precision_fits(self, dtype: torch.dtype):
         check_fits({name: tensor.to(dtype) for name, tensor in self.EXPECTED.items()}, self.EXPECTED, "here")
 

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, CONTENT, SHA256, visible, write
+from fake_hub import COMMIT, CONTENT, SHA256, git_id, visible, write
 
 from minibert import hub, sources
 from minibert.errors import InputError
 from minibert.hub import Model, is_local, resolve
+from minibert.intended import read_pooling
 from minibert.verify import sha256
 
 ROOT = Path(__file__).parents[1]
@@ -64,9 +65,40 @@ class TestCache:
         assert sorted(fake_hub.downloads) == sorted(CONTENT)
         assert {file: (folder / file).read_bytes() for file in CONTENT} == CONTENT
         record = json.loads((folder / "hashes.json").read_text())
-        assert record == {"repo": "org/tiny", "commit": COMMIT, "sha256": SHA256}
+        assert record == {"repo": "org/tiny", "commit": COMMIT, "sha256": SHA256, "beside": []}
         assert sorted(path.name for path in folder.iterdir()) == sorted([*CONTENT, "hashes.json"])
         assert visible(own_cache) == ["org--tiny@main"]
+
+    def test_what_lies_beside_an_unpinned_model_is_fetched_checked_and_recorded(self, fake_hub):
+        pooling, other = "1_Pooling/config.json", "2_Dense/config.json"
+        content = b'{"pooling_mode": "mean"}'
+        fake_hub.files |= {pooling: content, other: b"{}"}
+        fake_hub.published |= {pooling: git_id(content), other: git_id(b"{}")}
+        folder = resolve("org/tiny")
+        assert read_pooling(folder) == ("mean", f"its {pooling}")
+        assert sorted(fake_hub.downloads) == sorted([*CONTENT, pooling])
+        assert json.loads((folder / "hashes.json").read_text())["beside"] == [pooling]
+        (folder / pooling).write_text('{"pooling_mode": "cls"}')
+        with pytest.raises(InputError, match=f"{pooling}: expected sha256"):
+            resolve("org/tiny")
+
+    def test_a_model_of_an_older_version_is_asked_for_what_lies_beside_it(self, fake_hub, monkeypatch):
+        record = resolve("org/tiny") / "hashes.json"
+        record.write_text(json.dumps({"repo": "org/tiny", "commit": COMMIT, "sha256": SHA256}))
+        assert not is_local("org/tiny")
+        resolve("org/tiny")
+        assert sorted(fake_hub.downloads) == sorted([*CONTENT] * 2)
+        record.write_text(json.dumps({"repo": "org/tiny", "commit": COMMIT, "sha256": SHA256}))
+        monkeypatch.setitem(hub.PINNED, "tiny", Model("org/tiny", "main", SHA256))
+        assert is_local("tiny")  # its pooling is known
+
+    def test_a_pinned_model_is_known_by_its_weights_wherever_they_lie(self, tmp_path: Path, monkeypatch):
+        folder = write(tmp_path / "copy")
+        assert hub.pinned(folder) is None
+        monkeypatch.setitem(hub.PINNED, "tiny", Model("org/tiny", COMMIT, SHA256))
+        assert hub.pinned(folder) == "tiny"
+        (folder / "model.safetensors").write_bytes(b"other")
+        assert hub.pinned(folder) is None
 
     def test_one_warning_says_that_a_model_is_unpinned(self, fake_hub, caplog: pytest.LogCaptureFixture):
         with caplog.at_level(logging.WARNING):

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bert import TINY
+from tiny_bert import SPECIAL, TINY, VOCABULARY
+from tokenizers import processors
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from minibert.tokenizer import Encoded, Tokenizer
@@ -46,7 +48,9 @@ def slow(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> BertTokenize
     vocab = json.loads((minilm / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
     path.write_text("\n".join(sorted(vocab, key=vocab.get)) + "\n", encoding="utf-8")
-    return BertTokenizerLegacy(str(path))
+    legacy = BertTokenizerLegacy(str(path), split_special_tokens=True)
+    legacy._tokenize = partial(legacy._tokenize, split_special_tokens=True)  # which it does not pass on
+    return legacy
 
 
 @pytest.fixture
@@ -65,7 +69,11 @@ def change(folder: Path, damage: Callable[[dict], object]) -> None:
 def theirs(tokenizer: Callable, texts: list[str] | list[tuple[str, str]], max_length: int) -> list[Encoded]:
     sides = zip(*texts, strict=True) if isinstance(texts[0], tuple) else [texts]
     encoded = tokenizer(
-        *map(list, sides), truncation="longest_first", max_length=max_length, return_token_type_ids=True
+        *map(list, sides),
+        truncation="longest_first",
+        max_length=max_length,
+        return_token_type_ids=True,
+        split_special_tokens=True,
     )
     return [Encoded(*both) for both in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)]
 
@@ -147,11 +155,98 @@ class TestEncoding:
         texts = ["good " * 20, "", ("good " * 20, "bad cat")]
         assert Tokenizer(folder, 8, TINY.vocab_size)(texts) == Tokenizer(tiny, 8, TINY.vocab_size)(texts)
 
+    @pytest.mark.parametrize("token", SPECIAL)
+    @pytest.mark.parametrize("marked", [True, False])
+    def test_a_special_token_in_a_text_is_its_characters(self, folder: Path, token: str, marked: bool):
+        change(folder, lambda raw: [one.update(special=marked) for one in raw["added_tokens"]])
+        tokenizer = Tokenizer(folder, 32, TINY.vocab_size)
+        letters = token[1:-1].lower()
+        read = ["good", "[", letters[0], *(f"##{letter}" for letter in letters[1:]), "]", "bad"]
+        text = f"good {token} bad"
+        one, pair = tokenizer([text, (text, text)])
+        assert tokenizer.tokens(one.input_ids) == ["[CLS]", *read, "[SEP]"]
+        assert tokenizer.tokens(pair.input_ids) == ["[CLS]", *read, "[SEP]", *read, "[SEP]"]
+        assert pair.token_type_ids == [0] * (len(read) + 2) + [1] * (len(read) + 1)
+        assert tokenizer.count(text) == len(read)
+
+    def test_a_file_without_a_template_gets_its_models(self, tiny: Path, folder: Path):
+        change(folder, lambda raw: raw.update(post_processor=None))
+        texts = ["good", ("good", "bad cat")]
+        assert Tokenizer(folder, 8, TINY.vocab_size)(texts) == Tokenizer(tiny, 8, TINY.vocab_size)(texts)
+
     def test_no_texts_are_no_sequences(self, tiny: Path):
         assert Tokenizer(tiny, 8, TINY.vocab_size)([]) == []
 
 
+def template(single: str, pair: str) -> dict:
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    made = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    return json.loads(made.__getstate__())
+
+
+SINGLE, PAIR = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
+SECOND = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+
+
 class TestRefusing:
+    @pytest.mark.parametrize(
+        ("own", "got"),
+        [
+            (template("[CLS] $A", PAIR), "'[CLS] a' of types '0 0'"),
+            (template("$A", PAIR), "'a' of types '0'"),
+            (SECOND, "'a' of types '0'"),
+            (template(SINGLE, "[CLS] $A [SEP] $B [SEP]"), "'[CLS] a [SEP] b [SEP]' of types '0 0 0 0 0'"),
+            (template(SINGLE, "[CLS] $A [SEP] [SEP] $B:1 [SEP]:1"), "'[CLS] a [SEP] [SEP] b [SEP]' of types"),
+            (template(SINGLE, "[CLS] $B [SEP] $A:1 [SEP]:1"), "'[CLS] b [SEP] a [SEP]' of types '0 0 0 1 1'"),
+        ],
+    )
+    def test_a_template_that_is_not_its_models_is_refused(self, refusal, folder: Path, own: dict, got: str):
+        change(folder, lambda raw: raw.update(post_processor=own))
+        message = refusal(Tokenizer, folder, 16, TINY.vocab_size)
+        assert message.startswith(
+            f"{folder / 'tokenizer.json'}: expected its model's template, '[CLS] a [SEP]"
+        )
+        assert f", got {got}" in message
+
+    @pytest.mark.parametrize("family", ["roberta", None, ["bert"]])
+    def test_a_family_whose_template_is_not_known_is_refused(self, refusal, folder: Path, family: object):
+        (folder / "config.json").write_text(json.dumps({"model_type": family}))
+        message = f"{folder / 'config.json'}: expected model_type bert, got {family!r}"
+        assert refusal(Tokenizer, folder, 16, TINY.vocab_size) == message
+
+    @pytest.mark.parametrize(
+        ("model", "problem"),
+        [
+            (
+                {"type": "Unigram", "unk_id": None, "vocab": [[one, -1.0] for one in VOCABULARY]},
+                "`unk_id` is",
+            ),
+            (
+                {"type": "BPE", "merges": [], "vocab": {one: i for i, one in enumerate(VOCABULARY)}},
+                "got none",
+            ),
+        ],
+    )
+    def test_what_cannot_read_every_text_is_refused(self, refusal, folder: Path, model: dict, problem: str):
+        change(folder, lambda raw: raw.update(model=model))
+        message = refusal(Tokenizer, folder, 16, TINY.vocab_size)
+        assert message.startswith(f"{folder / 'tokenizer.json'}: expected a token")
+        assert problem in message
+
+    def test_lower_case_by_another_file_is_refused_where_it_matters(self, refusal, tiny: Path, folder: Path):
+        (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+        assert Tokenizer(folder, 16, TINY.vocab_size)(["A Cat"]) == Tokenizer(tiny, 16, TINY.vocab_size)(
+            ["A Cat"]
+        )
+        change(folder, lambda raw: raw["normalizer"].update(lowercase=False))
+        assert "expected do_lower_case false" in refusal(Tokenizer, folder, 16, TINY.vocab_size)
+
+    def test_what_reads_a_special_token_as_one_is_refused(self, refusal, folder: Path):
+        words = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "normalizer": None}
+        change(folder, lambda raw: raw.update(words))
+        message = refusal(Tokenizer, folder, 16, TINY.vocab_size)
+        assert message.endswith("expected to read a text's [CLS] as characters, it is one token")
+
     @pytest.mark.parametrize("content", ["", "{", "[]", "null", "[CLS]\n[SEP]\n", "\x00\xff"])
     def test_a_file_that_holds_no_object_is_refused(self, refusal, folder: Path, content: str):
         path = folder / "tokenizer.json"

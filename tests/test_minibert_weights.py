@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -205,6 +206,7 @@ class TestRefusing:
                 lambda s: s.update({QUERY: s[QUERY].to(torch.int8)}),
                 f"{QUERY}: expected floating-point numbers of 16 bits or more, got torch.int8",
             ),
+            (lambda s: s[QUERY][3].fill_(math.inf), f"{QUERY}: expected finite numbers in fp32, got inf"),
         ],
     )
     def test_weights_that_do_not_fit_are_refused_by_their_key(

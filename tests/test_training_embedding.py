@@ -113,6 +113,13 @@ def test_a_text_has_the_same_vector_alone_and_in_any_company(mean_pooled: Path) 
         np.testing.assert_allclose(encoder.encode([texts[i]])[0], vectors[i], **WITHIN)
 
 
+def test_the_trained_model_alone_gives_the_runs_vectors(finished) -> None:
+    run = finished("full")
+    alone = Encoder.load(run / "model", "fp32")
+    np.testing.assert_allclose(alone.encode(TEXTS), Encoder.load(run, "fp32").encode(TEXTS), **WITHIN)
+    assert alone.about.startswith("mean pooling (its 1_Pooling/config.json), at most 32 tokens (its ")
+
+
 def test_normalized_vectors_have_length_1_and_the_same_direction(mean_pooled: Path) -> None:
     encoder = Encoder.load(mean_pooled)
     plain, normal = encoder.encode(TEXTS), encoder.encode(TEXTS, normalize=True)

@@ -3,20 +3,25 @@
 import math
 import os
 import re
+import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_runs import BATCH, call, flags, left_behind, lines_of, rescored, settings, strict_json, write_data
-from tiny_bert import build_tiny
+from tiny_bert import TINY, build_tiny
 
 import train
 from experiments import summary
+from minibert.hub import PINNED, Model
+from minibert.intended import write_intended
+from minibert.verify import sha256
 from tasks import QQP, SST, STS
 from tasks.base import Example
-from training.build import Splits, complete
+from training.build import Splits, complete, default_length
 from training.evaluate import Prediction, constant
 from training.run import Run, default_out
 
@@ -207,9 +212,37 @@ def test_a_large_data_set_is_passed_twice_and_a_small_one_ten_times(
     assert complete(settings(tiny, small_data, task="sst+sts", epochs=3), tiny, splits).epochs == 3
 
 
-def test_pooling_is_the_checkpoints_own(tmp_path: Path, small_data: Path) -> None:
-    folder = build_tiny(tmp_path, with_pooler=False)
-    assert Run(settings(folder, small_data)).config.pooling == "cls"
+def test_pooling_and_length_are_the_checkpoints_own_and_the_header_says_by_what(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build_tiny(tmp_path / "model", with_pooler=False)
+
+    def said() -> str:
+        flags_ = flags(folder, small_data, out=tmp_path / "run", max_steps=1)
+        at = flags_.index("--max-length")
+        ended = call(train.main, *flags_[:at], *flags_[at + 2 :])
+        shutil.rmtree(tmp_path / "run")
+        return next(line for line in ended.out.splitlines() if line.startswith("model ")).split(", ", 1)[1]
+
+    positions = "at most 128 tokens (as many as it has positions)"
+    assert said() == f"cls pooling (no 1_Pooling/config.json says otherwise), {positions}"
+    known = Model(
+        "org/tiny", "main", {"model.safetensors": sha256(folder / "model.safetensors")}, pooling="mean"
+    )
+    monkeypatch.setitem(PINNED, "tiny", known)
+    assert said() == f"mean pooling (tiny's own), {positions}"
+    write_intended("cls", 64, 32, folder)
+    files = "its 1_Pooling/config.json", "its sentence_bert_config.json"
+    assert said() == "cls pooling ({}), at most 64 tokens ({})".format(*files)
+
+
+def test_what_is_asked_for_is_not_looked_up(tmp_path: Path, small_data: Path) -> None:
+    folder = build_tiny(tmp_path)
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert Run(settings(folder, small_data)).config.pooling == "mean"
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    run = Run(settings(folder, small_data, pooling="pooler"))
+    assert (run.config.pooling, run.config.max_length, run.decided) == ("pooler", 32, {})
+
+
+def test_the_default_length_is_256_where_a_model_has_positions_for_it(tmp_path: Path) -> None:
+    assert default_length(build_tiny(tmp_path, shape=replace(TINY, max_position_embeddings=257))).value == 256

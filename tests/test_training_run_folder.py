@@ -31,7 +31,11 @@ def test_a_run_writes_what_the_contract_says(
     assert ended.code == 0
     assert ended.err == ""
     model = {
-        "full": {"model/config.json", "model/model.safetensors", "model/tokenizer.json"},
+        "full": {
+            "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/modules.json",
+            "model/1_Pooling/config.json", "model/sentence_bert_config.json",
+            "model/config_sentence_transformers.json",
+        },
         "frozen": set(),
     }.get(
         method,

@@ -48,5 +48,6 @@ def build_tiny(folder: Path, with_pooler: bool = True, shape: BertConfig = TINY)
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
+    tokenizer.add_special_tokens(SPECIAL)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder

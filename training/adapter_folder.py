@@ -128,8 +128,7 @@ def read_card(folder: Path) -> Card:
     config = from_dict(
         to_dict(Config()) | {name: raw[name] for name in (*SETTINGS, *OTHERS) if name in raw}, str(path)
     )
-    if config.pooling is None:
-        raise InputError(f"{path}: expected a pooling, got none")
+    check_decided(config, path)
     outputs = {task.name: task.num_outputs for task in config.tasks}
     if raw["outputs"] != outputs:
         raise InputError(f"{path}: expected outputs {outputs}, got {raw['outputs']!r}")
@@ -137,6 +136,13 @@ def read_card(folder: Path) -> Card:
     if not isinstance(raw["sha256"], dict):
         raise InputError(f"{path}: expected sha256 to be an object, got {raw['sha256']!r}")
     return Card(config, raw["sha256"], golden)
+
+
+def check_decided(config: Config, path: Path) -> None:
+    """Raises InputError if the config that was read from a file leaves open what a run has decided."""
+    for name in ("pooling", "max_length"):
+        if getattr(config, name) is None:
+            raise InputError(f"{path}: expected a {name}, got none")
 
 
 def _read_golden(golden: object, task: Task, where: str) -> list[tuple[tuple[str, ...], list[float]]]:

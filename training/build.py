@@ -14,8 +14,9 @@ from lora.layers import LoRALinear
 from lora.methods import LARGEST_ALPHA, METHODS, apply_method
 from lora.placement import linear_names, place, place_ranks
 from minibert.errors import InputError
-from minibert.files import check_regular, read_json
-from minibert.hub import PINNED
+from minibert.files import check_regular
+from minibert.hub import PINNED, pinned
+from minibert.intended import Choice, read_length, read_pooling
 from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
 from minibert.weights import load_bert, read_config
@@ -29,6 +30,7 @@ from training.config import Config, flag
 from training.precision import DTYPES, choose_device, choose_precision
 
 DEMO = Path(__file__).parent.parent / "tasks" / "demo"
+LONGEST = 256  # tokens of a sequence, where a model does not say
 MANY_ROWS = 100_000  # above this, two passes over the data are the default, as in the study
 
 
@@ -75,12 +77,32 @@ def read_splits(config: Config) -> dict[str, Splits]:
     return splits
 
 
-def default_pooling(model: str, folder: Path) -> str:
-    """The pooling a checkpoint was made for; [CLS] where nothing says otherwise."""
-    if model in PINNED:
-        return PINNED[model].pooling
-    modes = folder / "1_Pooling" / "config.json"  # where sentence-transformers writes it
-    return "mean" if modes.is_file() and read_json(modes).get("pooling_mode_mean_tokens") is True else "cls"
+def default_pooling(folder: Path) -> Choice:
+    """The pooling a checkpoint was made for; [CLS] where nothing says otherwise.
+
+    Raises:
+        InputError: if it is none that is offered.
+    """
+    name = None if (said := read_pooling(folder)) else pinned(folder)
+    own = (
+        Choice(PINNED[name].pooling, f"{name}'s own")
+        if name
+        else Choice("cls", "no 1_Pooling/config.json says otherwise")
+    )
+    return said or own
+
+
+def default_length(folder: Path) -> Choice:
+    """The tokens at which a checkpoint's sequences are cut, at most its positions."""
+    positions = read_config(folder).max_position_embeddings
+    length = read_length(folder) or Choice(LONGEST, "the default")
+    return length if length.value <= positions else Choice(positions, "as many as it has positions")
+
+
+def decided_by_model(config: Config, folder: Path) -> dict[str, Choice]:
+    """The settings that are left to the model."""
+    decide = {"pooling": default_pooling, "max_length": default_length}
+    return {name: of(folder) for name, of in decide.items() if getattr(config, name) is None}
 
 
 def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None = None) -> Config:
@@ -89,6 +111,7 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
     Raises:
         InputError: if the model cannot do what the config asks.
     """
+    config = replace(config, **{name: one.value for name, one in decided_by_model(config, folder).items()})
     bert = read_config(folder)
     if config.max_length > bert.max_position_embeddings:
         most = bert.max_position_embeddings
@@ -109,7 +132,6 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
     rows = max(len(one.train) for one in splits.values()) if splits else 0
     return replace(
         config,
-        pooling=config.pooling or default_pooling(config.model, folder),
         encoder_dropout=dropout,
         epochs=config.epochs or (2 if rows > MANY_ROWS else 10),
     )

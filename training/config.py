@@ -51,8 +51,12 @@ class Config:
     data: str = setting(
         "demo", "demo (built in), cs224n (downloaded), or a folder of files in the same format"
     )
-    max_length: int = setting(256, "tokens of a sequence; what is longer is cut")
-    pooling: str | None = setting(None, "hidden states -> vector [mean for MiniLM, cls for others]", POOLINGS)
+    max_length: int | None = setting(
+        None, "tokens of a sequence; what is longer is cut [the model's max_seq_length, else 256]"
+    )
+    pooling: str | None = setting(
+        None, "hidden states -> vector [the model's 1_Pooling, mean for MiniLM; else cls]", POOLINGS
+    )
     loss: str | None = setting(None, "training loss: docs/siamese.md [the task's own]", LOSSES)
     rank: int = setting(8, "r of the adapters")
     alpha: float | None = setting(

@@ -45,9 +45,11 @@ def main() -> int:
     # Imported here, not above: usage errors and --help answer without waiting for torch.
     from training.embedding import Encoder, write_vectors
 
-    vectors = Encoder.load(given.run, given.precision, given.device).encode(texts, given.normalize)
+    encoder = Encoder.load(given.run, given.precision, given.device)
+    vectors = encoder.encode(texts, given.normalize)
     write_vectors(vectors, given.output)
-    print(f"{given.output}: {len(vectors)} vectors of {vectors.shape[1]} numbers")
+    about = f": {encoder.about}" if encoder.about else ""
+    print(f"{given.output}: {len(vectors)} vectors of {vectors.shape[1]} numbers{about}")
     return 0
 
 

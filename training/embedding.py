@@ -17,8 +17,7 @@ from minibert.weights import load_bert
 from tasks.base import Example, Task
 from tasks.data import Dataset
 from tasks.model import TaskModel
-from training.build import compute_in, default_pooling
-from training.config import Config
+from training.build import compute_in, default_length, default_pooling
 from training.evaluate import encode_once
 from training.run_folder import check_unchanged, load_run
 
@@ -33,10 +32,11 @@ class Encoder:
     Attributes:
         model: without heads.
         hidden_size: H.
+        about: of a model, its pooling and length and what says so.
     """
 
-    def __init__(self, model: TaskModel, tokenizer: Tokenizer):
-        self.model, self.tokenizer = merge(model).eval(), tokenizer
+    def __init__(self, model: TaskModel, tokenizer: Tokenizer, about: str = ""):
+        self.model, self.tokenizer, self.about = merge(model).eval(), tokenizer, about
         self.hidden_size = model.bert.config.hidden_size
 
     @classmethod
@@ -55,10 +55,11 @@ class Encoder:
             check_unchanged(path, config)
             return cls(TaskModel(model.bert, config.pooling, {}), tokenizer)._in(precision, device)
         folder = resolve(str(name))
-        bert, pooling = load_bert(folder), default_pooling(str(name), folder)
-        length = min(Config().max_length, bert.config.max_position_embeddings)
-        tokenizer = Tokenizer(folder, length, bert.config.vocab_size)
-        return cls(TaskModel(bert, pooling, {}), tokenizer)._in(precision, device)
+        pooling, length = default_pooling(folder), default_length(folder)
+        bert = load_bert(folder)
+        tokenizer = Tokenizer(folder, length.value, bert.config.vocab_size)
+        about = "{} pooling ({}), at most {} tokens ({})".format(*pooling, *length)
+        return cls(TaskModel(bert, pooling.value, {}), tokenizer, about)._in(precision, device)
 
     def _in(self, precision: str, device: str) -> "Encoder":
         self.device = compute_in(self.model.requires_grad_(False), precision, device)

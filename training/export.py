@@ -6,7 +6,6 @@ modules.json  1_Pooling/  sentence_bert_config.json  config_sentence_transformer
 """
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from torch import Tensor
 
 from lora.methods import METHODS, merge
 from minibert.errors import InputError
-from minibert.files import read_json, read_safetensors, write_json, write_safetensors, write_text
+from minibert.files import read_json, read_safetensors, write_json, write_safetensors
 from minibert.hub import resolve
+from minibert.intended import write_intended
 from minibert.model import Bert
 from minibert.sources import WEIGHTS
 from minibert.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def export(path: Path, out: Path, dtype: torch.dtype) -> Exported:
         write_tokenizer(path / "model" if trained else resolve(config.model), tokenizer, folder)
         has_pooling = config.pair == "siamese" and config.pooling != "pooler"
         if has_pooling:
-            write_pooling(config, model.bert.config.hidden_size, folder)
+            write_intended(config.pooling, config.max_length, model.bert.config.hidden_size, folder)
         expected = example_logits(config, model, tokenizer)
         got = example_logits(config, *read_back(config, folder))
     error, largest = (got - expected).abs().max().item(), expected.abs().max().item()
@@ -144,31 +144,13 @@ def write_tokenizer(base: Path, tokenizer: Tokenizer, folder: Path) -> None:
         "model_max_length": tokenizer.max_length,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # a [SEP] in a text is text, as it was in training
     }
     # A token that is not in the vocabulary would get an id beyond the model's embeddings.
     write_json(
         settings | {name: token for name, token in tokens.items() if token in known},
         folder / "tokenizer_config.json",
     )
-
-
-def write_pooling(config: Config, hidden_size: int, folder: Path) -> None:
-    """sentence-transformers' files: the encoder, then the run's pooling. Its releases since 2 read these."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    listed = [
-        {"idx": i, "name": str(i), "path": where, "type": f"sentence_transformers.models.{kind}"}
-        for i, (where, kind) in enumerate(modules)
-    ]
-    write_text(json.dumps(listed, indent=2) + "\n", folder / "modules.json")
-    (folder / "1_Pooling").mkdir()
-    modes = {f"pooling_mode_{name}_tokens": False for name in ("max", "mean_sqrt_len")}
-    modes |= {"pooling_mode_mean_tokens": config.pooling == "mean"}
-    modes |= {"pooling_mode_cls_token": config.pooling == "cls"}
-    write_json({"word_embedding_dimension": hidden_size} | modes, folder / "1_Pooling" / "config.json")
-    length = {"max_seq_length": config.max_length, "do_lower_case": False}  # the tokenizer's own business
-    write_json(length, folder / "sentence_bert_config.json")
-    settings = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    write_json(settings, folder / "config_sentence_transformers.json")
 
 
 def read_back(config: Config, folder: Path) -> tuple[TaskModel, Tokenizer]:

@@ -22,9 +22,9 @@ def header(
     trainer: Trainer,
     needed: Footprint,
     out: Path,
-    why: str = "",
+    why: Mapping[str, str] = {},
 ) -> str:
-    """Everything that decides a run, before it starts; `why`: the reason for its precision."""
+    """Everything that decides a run, before it starts; `why`: the reason for a setting that was left open."""
     lines = []
     for task in config.tasks:
         one, pair = splits[task.name], f" ({config.pair})" if task.is_pair else ""
@@ -37,7 +37,11 @@ def header(
             if len(one.skipped) > SHOWN_ROWS:
                 lines.append(f"             and {len(one.skipped) - SHOWN_ROWS} more")
         lines += [f"warning    {task.name}: {text}" for text in warnings(task, one)]
-    lines.append(f"model      {config.model}, {config.pooling} pooling, at most {config.max_length} tokens")
+    pooling, length, precision = (
+        f" ({why[name]})" if why.get(name) else "" for name in ("pooling", "max_length", "precision")
+    )
+    read = f"{config.pooling} pooling{pooling}, at most {config.max_length} tokens{length}"
+    lines.append(f"model      {config.model}, {read}")
     trainable, total = facts["trainable_parameters"], facts["total_parameters"]
     share = f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%})"
     lines.append(f"method     {config.method}: {share}")
@@ -53,7 +57,7 @@ def header(
     steps, epochs = trainer.total_steps, trainer.total_steps / trainer.steps_per_epoch
     pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
     lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")
-    lines.append(f"computing  {config.precision} on {config.device}" + (f" ({why})" if why else ""))
+    lines.append(f"computing  {config.precision} on {config.device}{precision}")
     lines.append(f"memory     {needed}")
     lines.append(f"output     {out}")
     return "\n".join(lines)

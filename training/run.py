@@ -21,6 +21,7 @@ from training.build import (
     build_model,
     build_tokenizer,
     complete,
+    decided_by_model,
     read_splits,
     start_heads,
 )
@@ -72,6 +73,8 @@ class Run:
         model = str(self.base.absolute()) if Path(config.model).is_dir() else config.model
         data = str(Path(config.data).absolute()) if config.data not in ("demo", "cs224n") else config.data
         config = replace(config, model=model, data=data, device=str(self.device), precision=precision)
+        self.decided = decided_by_model(config, self.base)
+        config = replace(config, **{name: one.value for name, one in self.decided.items()})
         config = complete(config, self.base, self.splits)
         self.config = config
         tokenizer = build_tokenizer(config, self.base)
@@ -156,7 +159,7 @@ class Run:
         pace = Pace(self.keeping, progress.step)
         if self.choice.warning:
             print(self.choice.warning, file=sys.stderr)
-        why = self.choice.reason
+        why = {name: one.source for name, one in self.decided.items()} | {"precision": self.choice.reason}
         told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path, why)
         print(told, flush=True)  # where nothing can be said, no run begins
         if not folder.config.exists():

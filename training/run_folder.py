@@ -30,6 +30,7 @@ from minibert.files import (
     write_text,
 )
 from minibert.hub import resolve
+from minibert.intended import write_intended
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG as MODEL_CONFIG
 from minibert.weights import save_bert
@@ -38,6 +39,7 @@ from tasks.model import TaskModel
 from training.adapter_folder import (
     CARD,
     HEAD,
+    check_decided,
     load_adapter_folder,
     load_heads,
     read_card,
@@ -118,7 +120,11 @@ class RunFolder:
 
 
 def read_run_config(run: RunFolder) -> Config:
-    return read_card(run.path).config if run.is_adapter else from_dict(read_json(run.config), str(run.config))
+    if run.is_adapter:
+        return read_card(run.path).config
+    config = from_dict(read_json(run.config), str(run.config))
+    check_decided(config, run.config)
+    return config
 
 
 def start_run(run: RunFolder, config: Config) -> None:
@@ -171,6 +177,9 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
         save_bert(model.bert, run.path / "model")
         with replacing(run.path / "model" / "tokenizer.json") as temporary:
             shutil.copyfile(base / "tokenizer.json", temporary)
+        if config.pooling != "pooler":  # which sentence-transformers has not
+            size = model.bert.config.hidden_size
+            write_intended(config.pooling, config.max_length, size, run.path / "model")
 
 
 def of_task(config: Config, model: TaskModel, task: Task) -> tuple[Config, TaskModel]:

@@ -63,7 +63,7 @@ def of_task(config: Config, task: Task, has_classifier: bool) -> list[Snippet]:
     if method.layer:
         outputs = f", num_labels={task.num_outputs}" if has_classifier else ""
         model = f'PeftModel.from_pretrained({kind}.from_pretrained(**base{outputs}), "{adapter}")'
-        opened = [f"base = {_base(config)}", "tokenizer = AutoTokenizer.from_pretrained(**base)"]
+        opened = [f"base = {_base(config)}", _tokenizer("**base")]
         code = _code([*opened, f"model = {model}.eval()"], kind, config, task)
         found = [Snippet(f"PEFT{of}", f"`{adapter}/` on the base model:", code)]
         about = "With the adapter merged into an ordinary checkpoint:"
@@ -83,10 +83,12 @@ def of_task(config: Config, task: Task, has_classifier: bool) -> list[Snippet]:
 
 
 def _opened(where: str, kind: str) -> list[str]:
-    return [
-        f"tokenizer = AutoTokenizer.from_pretrained({where})",
-        f"model = {kind}.from_pretrained({where}).eval()",
-    ]
+    return [_tokenizer(where), f"model = {kind}.from_pretrained({where}).eval()"]
+
+
+def _tokenizer(where: str) -> str:
+    """One that reads a special token in a text as text, as ours does."""
+    return f"tokenizer = AutoTokenizer.from_pretrained({where}, split_special_tokens=True)"
 
 
 def _vectors(exported: str) -> str:
