@@ -39,7 +39,7 @@ from training.precision import Choice, choose_device, choose_precision
 from training.processes import ALONE, Processes
 from training.profiling import StepProfile
 from training.provenance import made_with, run_sha256
-from training.report import Bar, closing_table, header
+from training.report import Bar, closing_table, header, resumed
 from training.resuming import go_on, load_newest
 from training.run_folder import (
     RunFolder,
@@ -137,7 +137,7 @@ class Run:
         with alone_in(folder.path):
             self._begin(folder, resume, anyway)
             self.processes.wait()
-            return self._train(folder, track, profiling)
+            return self._train(folder, resume, track, profiling)
 
     def _follow(self, folder: RunFolder, resume: bool) -> int:
         """What any but the first process does: the same steps from the same state, and no word of its own."""
@@ -151,14 +151,14 @@ class Run:
             return stop.exit_code
         return 0
 
-    def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
+    def _train(self, folder: RunFolder, resume: bool, track: Sequence[str], profiling: StepProfile) -> int:
         trainer, progress = self.trainer, self.trainer.progress
         pace = Pace(self.keeping, progress.step)
         if self.choice.warning:
             print(self.choice.warning, file=sys.stderr)
         why = self.choice.reason
         told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path, why)
-        print(told, flush=True)
+        print(told, *([resumed(trainer)] if resume else []), sep="\n", flush=True)
         bar = Bar(trainer.total_steps, progress.step)
         tracking = Tracking(track, folder.path, self.config, progress.step)
 
