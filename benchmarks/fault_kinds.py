@@ -27,6 +27,7 @@ from benchmarks.fault_runs import (
     wait,
     wait_until,
 )
+from training.signals import SIGNALS
 
 RIGHT, REFUSED = "right", "refused"
 
@@ -120,8 +121,8 @@ def kill(victim: Victim, moment: str, chance: random.Random, name: str) -> Trial
 
 
 def stop(victim: Victim, moment: str, chance: random.Random, name: str, twice: bool) -> Trial:
-    """SIGINT or SIGTERM, once or a second time soon after, then --resume to the end."""
-    folder, how = victim.bench.path / name, chance.choice([signal.SIGINT, signal.SIGTERM])
+    """SIGINT, SIGTERM or SIGHUP, once or a second time soon after, then --resume to the end."""
+    folder, how = victim.bench.path / name, chance.choice(SIGNALS)
     process = victim.bench.start(victim.bench.command(folder))
     time.sleep(0.3)  # before that it is Python that starts, and not yet a run
     MOMENTS[moment](folder, chance, process)
@@ -132,7 +133,7 @@ def stop(victim: Victim, moment: str, chance: random.Random, name: str, twice: b
     ended = wait(process)
     kind = f"{'two signals' if twice else 'a signal'}: {moment}"
     detail = f"{how.name} after step {steps_done(folder)}, exit {ended.code}"
-    # A second one may meet Python on its way out, and end it by itself: for a shell that is 130 and 143 too.
+    # A second one may meet Python on its way out, and end it by itself: a shell shows the same code.
     codes = (0, 128 + how, -how) if twice else (0, 128 + how)
     if ended.code not in codes or len(ended.err.splitlines()) > 1:
         return Trial(kind, detail, unclear(ended))

@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,36 +61,46 @@ def remarks(comparison: "Comparison") -> str:
     return "\n".join(lines)
 
 
-def lines(comparison: "Comparison") -> str:
-    """A line per setting, as CSV: every number of the table and those behind it."""
+def lines(compared: Sequence[tuple[str, "Comparison"]]) -> str:
+    """A line per setting, as CSV: every number of the tables and those behind them; beside each its data."""
     from experiments.comparison import Row
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["task", "metric", "examples", "test", *(one.name for one in fields(Row))])
-    for row in comparison.rows:
-        told = vars(row) | {"seeds": " ".join(map(str, row.seeds))}
-        about = (comparison.task, comparison.metric, comparison.examples, comparison.test)
-        writer.writerow([*about, *("" if value is None else value for value in told.values())])
+    about = ("task", "metric", "examples", "test")
+    writer.writerow(["data", *about, *(one.name for one in fields(Row))])
+    for data, comparison in compared:
+        for row in comparison.rows:
+            told = vars(row) | {"seeds": " ".join(map(str, row.seeds))}
+            of = (Path(data).name, *(getattr(comparison, name) for name in about))
+            writer.writerow([*of, *("" if value is None else value for value in told.values())])
     return text.getvalue()
 
 
 def main() -> int:
     parser = Parser(prog="python -m experiments.compare", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs, seeds and settings")
-    parser.add_argument("--task", help="which task of runs that have several; runs of it alone go with them")
+    parser.add_argument("--task", help="this task alone [a table for each that the runs have]")
     parser.add_argument("--data", help="where the labels are, if no longer where the runs say")
     parser.add_argument("--csv", type=Path, help="also write a line per setting there")
     given = parser.parse_args()
     check_output(given.csv, "--csv")
     # Imported here, not above: usage errors and --help answer without waiting for torch.
-    from experiments.comparison import compare, read_groups
+    from experiments.comparison import by_settings, compare, read_parts
+    from experiments.left_out import say
 
-    task, groups = read_groups(given.runs, given.data, given.task)
-    comparison = compare(task, groups)
-    print(table(comparison), remarks(comparison), sep="\n\n")
+    parts, left_out = read_parts(given.runs, given.data, given.task)
+    compared = [(part[0].record.config.data, compare(*by_settings(part))) for part in parts]
+    shown = [f"{table(comparison)}\n\n{remarks(comparison)}" for _, comparison in compared]
+    if len(parts) > 1:
+        titles = (f"{comparison.task} on {data}" for data, comparison in compared)
+        shown = [f"## {title}\n\n{text}" for title, text in zip(titles, shown, strict=True)]
+    print("\n\n".join(shown))
+    if len(parts) > len({comparison.task for _, comparison in compared}):
+        print("runs on different data are apart; if the files are the same: --data", file=sys.stderr)
+    say(left_out)
     if given.csv:
-        write_text(lines(comparison), given.csv)
+        write_text(lines(compared), given.csv)
     return 0
 
 

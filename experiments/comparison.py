@@ -3,14 +3,16 @@
 Computation alone; `experiments.compare` is the command.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from statistics import stdev
 
 import numpy as np
 
+from experiments.left_out import LeftOut, usable
 from experiments.scored import Scored, read_scored
 from experiments.statistics import (
     Difference,
@@ -24,7 +26,7 @@ from experiments.statistics import (
     pool_seeds,
     williams,
 )
-from experiments.summary import Record, by_setting, named, settings_that_differ
+from experiments.summary import Record, by_setting, distinct, named, read_record, settings_that_differ
 from minibert.errors import InputError
 from tasks.bootstrap import LEVEL, interval, score_of
 from tasks.metrics import pearson
@@ -84,30 +86,56 @@ class Comparison:
     detectable_by_examples: tuple[float, float] | None  # the same between these very models
 
 
+def read_parts(
+    folders: Sequence[Path], data: str | None = None, task: str | None = None
+) -> tuple[list[list[Scored]], list[LeftOut]]:
+    """The runs whose scores compare - of one task, on the same dev examples - and what cannot be used.
+
+    A run of several tasks is in the part of each, or of `task` alone.
+
+    Raises:
+        InputError: if there is no such folder, or none can be used.
+    """
+
+    def read(folder: Path) -> list[Scored]:
+        names = [task] if task else [one.name for one in read_record(folder).config.tasks]
+        return [read_scored(folder, name, data) for name in names]
+
+    found, left_out = usable(folders, read)
+    parts: dict[tuple, list[Scored]] = defaultdict(list)
+    for run in chain(*found):
+        ids = tuple(example.id for example in run.examples)
+        parts[run.task.name, run.record.config.data, ids].append(run)
+    different = []
+    for part in parts.values():
+        kept, repeated = distinct(part, lambda run: run.record)
+        different.append(kept)
+        left_out += [one for one in repeated if one not in left_out]
+    return different, left_out
+
+
 def read_groups(
     folders: Sequence[Path], data: str | None = None, task: str | None = None
 ) -> tuple[str, list[Group]]:
     """The task of the runs in folders, or `task` of those that have several, and the runs by setting.
 
     Raises:
-        InputError: for runs of different tasks or data, a run without predictions, ids that differ, or two
-            runs of a setting with the same seed.
+        InputError: if one cannot be used, or their scores do not compare.
     """
-    runs = [read_scored(folder, task, data) for folder in folders]
-    first = runs[0]
-    for run in runs:
-        if run.task != first.task:
-            names = f"{first.path} is of {first.task.name}, {run.path} of {run.task.name}"
-            raise InputError(f"expected runs of one task; {names}")
-        told, before = run.record.config.data, first.record.config.data
-        if told != before:
-            raise InputError(
-                f"expected runs on the same data; {first.path} is on {before}, {run.path} on {told} "
-                "(if the files are the same: --data)"
-            )
+    parts, left_out = read_parts(folders, data, task)
+    if left_out:
+        raise InputError(str(left_out[0]))
+    if len(parts) > 1:
+        told = " and ".join(f"{part[0].task.name} on {part[0].record.config.data}" for part in parts)
+        raise InputError(f"expected runs of one task on the same data, got {told}")
+    return by_settings(parts[0])
+
+
+def by_settings(runs: Sequence[Scored]) -> tuple[str, list[Group]]:
+    """The task of runs whose scores compare, and the runs by setting."""
     records = [run.record for run in runs]
     groups = [[run for run in runs if run.record in group] for group in by_setting(records)]
-    return first.task.name, [_group(group, setting_name(group[0].record, records)) for group in groups]
+    return runs[0].task.name, [_group(group, setting_name(group[0].record, records)) for group in groups]
 
 
 def setting_name(record: Record, records: Sequence[Record]) -> str:

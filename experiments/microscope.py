@@ -47,11 +47,12 @@ def main() -> int:
     given = parse(sys.argv[1:])
     # Imported here, not above: usage errors and --help answer without waiting for torch.
     from experiments.blocks import page
+    from experiments.left_out import say
     from experiments.microscope_page import TITLE, parts_of
     from experiments.microscope_tables import as_json, modules_csv, not_measured, shown, spectra_csv
     from experiments.microscopy import magnify
 
-    runs = magnify(given.runs, given.task, given.top)
+    runs, left_out = magnify(given.runs, given.task, given.top)
     html = page(TITLE, parts_of(runs, given.threshold))
     try:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ def main() -> int:
     print(shown(runs, given.threshold, given.by_layer))
     for line in not_measured(runs):
         print(line)
+    say(left_out)
     print(f"\n{given.out / 'microscope.html'}, and beside it microscope.json, modules.csv, spectra.csv")
     return 0
 

@@ -9,6 +9,7 @@ from statistics import mean
 import numpy as np
 from torch import Tensor
 
+from experiments.left_out import LeftOut, usable
 from experiments.masked_lm import LONGEST, Drift, drift, losses, mask, read_masked_head, sentences
 from experiments.spectra import (
     closeness,
@@ -178,15 +179,17 @@ def masked_loss(trained: Trained) -> Callable[[Trained], Drift] | None:
     return lambda run: drift(before, losses(run.merged, head, masked), counts)
 
 
-def magnify(paths: Sequence[Path], task: str | None, top: int) -> list[Magnified]:
-    """The runs, one at a time: of a large model only one is in memory beside the base.
+def magnify(paths: Sequence[Path], task: str | None, top: int) -> tuple[list[Magnified], list[LeftOut]]:
+    """The runs of the first one's base model, and those that cannot be used.
+
+    One at a time: of a large model only one is in memory beside the base.
 
     Raises:
-        InputError: if one cannot be used, is given twice, or is not of the first one's base model.
+        InputError: if there is no such folder, one is given twice, or none can be used.
     """
     resolved = [path.resolve() for path in paths]
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise InputError(f"{paths[i]}: expected each run once, it is given twice")
     microscope = Microscope(top)
-    return [microscope.look(read_trained(path, task)) for path in paths]
+    return usable(paths, lambda path: microscope.look(read_trained(path, task)))

@@ -7,11 +7,23 @@ former reached at each task's own best epoch.
 """
 
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Sequence, Set
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 
-from experiments.summary import Record, by_setting, markdown, named, read_record, settings_that_differ, spread
+from experiments.left_out import LeftOut, say, usable
+from experiments.summary import (
+    Record,
+    by_setting,
+    distinct,
+    markdown,
+    named,
+    read_record,
+    settings_that_differ,
+    spread,
+)
 from minibert.errors import InputError
 from training.cli import Parser
 from training.exit import run_command
@@ -22,38 +34,50 @@ COLUMNS = ("task", "metric", "settings", "seeds", "together", "seeds alone", "al
 SAME = ("method", "model", "data")
 
 
-def read_several(folders: Sequence[Path]) -> list[Record]:
-    """Raises:
-    InputError: if a folder holds no finished run, or one of a single task.
+def read_several(folders: Sequence[Path]) -> tuple[list[Record], list[LeftOut]]:
+    """The runs of several tasks, and what else there is.
+
+    Raises:
+        InputError: if none can be used.
     """
-    records = [read_record(folder) for folder in folders]
-    for folder, record in zip(folders, records, strict=True):
+
+    def read(folder: Path) -> Record:
+        record = read_record(folder)
         if len(record.config.tasks) == 1:
             raise InputError(f"{folder}: expected a run of several tasks, got one of {record.config.task}")
         _check_scores(folder, record)
-    return records
+        return record
+
+    found, left_out = usable(folders, read)
+    records, repeated = distinct(found)
+    return records, left_out + repeated
 
 
-def read_single(folders: Sequence[Path]) -> dict[str, list[Record]]:
-    """The runs of each task alone, of one setting each.
+def read_single(folders: Sequence[Path], among: Set[str]) -> tuple[dict[str, list[Record]], list[LeftOut]]:
+    """The runs of each of the tasks `among` alone, of one setting each, and what else there is.
 
     Raises:
-        InputError: if a folder holds no finished run of one task, if the runs of a task differ in more than
-            their seed, or if two have the same.
+        InputError: if none can be used, or the runs of a task differ in more than their seed.
     """
-    by_task: dict[str, list[Record]] = {}
-    for folder in folders:
+
+    def read(folder: Path) -> Record:
         record = read_record(folder)
-        if len(record.config.tasks) > 1:
-            raise InputError(f"--single: {folder}: expected a run of one task, got {record.config.task}")
+        if record.config.task not in among:
+            wanted = f"expected a run of {' or '.join(sorted(among))} alone"
+            raise InputError(f"--single: {folder}: {wanted}, got {record.config.task}")
         _check_scores(folder, record)
-        by_task.setdefault(record.config.task, []).append(record)
-    for task, records in by_task.items():
-        if differing := settings_that_differ(records):
-            told = " and ".join(dict.fromkeys(named(record, differing) or "none" for record in records))
+        return record
+
+    found, left_out = usable(folders, read)
+    records, repeated = distinct(found)
+    by_task: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        by_task[record.config.task].append(record)
+    for task, group in by_task.items():
+        if differing := settings_that_differ(group):
+            told = " and ".join(dict.fromkeys(named(record, differing) or "none" for record in group))
             raise InputError(f"--single: expected runs of {task} of one setting, got {told}")
-        by_setting(records)  # refuses a seed that stands there twice
-    return by_task
+    return by_task, left_out + repeated
 
 
 def _check_scores(folder: Path, record: Record) -> None:
@@ -93,12 +117,8 @@ def rows(several: Sequence[Record], single: dict[str, list[Record]]) -> list[tup
     """A row for each task of each setting, in the order given.
 
     Raises:
-        InputError: if a task has no run alone, a run alone no use, or a comparison would be unfair.
+        InputError: if a task has no run alone, or a comparison would be unfair.
     """
-    known = {task.name for record in several for task in record.config.tasks}
-    for task in single:
-        if task not in known:
-            raise InputError(f"--single: expected runs of {', '.join(sorted(known))}; got one of {task}")
     differing = settings_that_differ(several)
     table = []
     for group in by_setting(several):
@@ -146,10 +166,13 @@ def main() -> int:
         "--single", type=Path, nargs="+", required=True, metavar="SINGLE_RUN", help="a run of one task alone"
     )
     given = parser.parse_args()
-    several, single = read_several(given.several), read_single(given.single)
+    several, left_out = read_several(given.several)
+    single, others = read_single(given.single, {task.name for one in several for task in one.config.tasks})
     print(markdown(rows(several, single), COLUMNS))
     if names := also_different(several, single):
         print(f"\nTogether and alone differ in {', '.join(name.replace('_', '-') for name in names)} too.")
+    used = {record.folder for record in chain(several, *single.values())}
+    say([one for one in left_out + others if one.folder not in used])
     return 0
 
 

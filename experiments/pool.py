@@ -19,6 +19,7 @@ from typing import IO, Protocol
 
 from experiments.cells import Cell
 from minibert.errors import InputError
+from training.signals import SIGNALS, stop_signals
 
 POLL = 0.2  # seconds between two looks at the processes
 
@@ -100,10 +101,8 @@ class Running:
 def run_all(work: Work, folder: GridFolder, jobs: int = 1) -> int:
     """Run all that `work` gives; the signal that ended it before, or 0.
 
-    At SIGINT or SIGTERM no run is started any more, and those under way save and stop.
+    At SIGINT, SIGTERM or SIGHUP no run is started any more, and those under way save and stop.
     """
-    from training.signals import stop_signals
-
     running: list[Running] = []
     with stop_signals() as stopped:
         try:
@@ -155,8 +154,10 @@ def finish(run: Running, folder: GridFolder, work: Work) -> None:
     spent, before = time.monotonic() - run.started, folder.seconds(name)
     write_text(f"{spent + (0 if math.isnan(before) else before):.1f}\n", folder.about(name, "seconds"))
     finished = folder.result(name).exists()
+    # Asked by us, or before us by whoever stopped us.
+    stopped = run.asked and any(code in (128 + number, -number) for number in SIGNALS)
     error = ""
-    if not finished and not (run.asked and code in (128 + signal.SIGTERM, -signal.SIGTERM)):
+    if not finished and not stopped:
         error = last_words(folder.about(name, "log"), run.said_before, code)
         write_text(error + "\n", folder.about(name, "error"))
     else:

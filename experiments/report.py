@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.blocks import Block, Cell, Commands, Heading, Paragraph, Table, markdown, page
-from experiments.listing import LeftOut, Run, read_runs
+from experiments.left_out import LeftOut
+from experiments.listing import Run, read_runs
 from experiments.plots import check_installed
 from experiments.sections import Comparison
 from minibert.errors import InputError
@@ -29,7 +30,11 @@ def report(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> list[Block]:
         groups[run.task, run.config.model, run.config.data].append(run)
     finished = len({run.folder for run in runs})
     count = f"{finished} finished run{'' if finished == 1 else 's'}"
-    others = f"; {len(left_out)} not finished or not readable, at the end" if left_out else ""
+    others = (
+        f"; {len(left_out)} not finished or not readable, or repeating another, at the end"
+        if left_out
+        else ""
+    )
     blocks: list[Block] = [Heading(TITLE, 1), Paragraph(f"{count}{others}.")]
     for group in groups.values():
         blocks += Comparison.of(group).blocks()

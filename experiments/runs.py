@@ -9,7 +9,7 @@ from typing import IO
 
 from experiments.cells import Cell
 from experiments.pool import GridFolder, run_all
-from experiments.summary import Record, lines, markdown, read_records, rows
+from experiments.summary import Record, distinct, lines, markdown, read_records, rows
 from minibert.errors import InputError
 from training.config import Config
 
@@ -46,8 +46,7 @@ def report(cells: Sequence[Cell], out: Path) -> str:
 
     found = records(cells, out)
     write_text(lines(found), out / "results.csv")
-    # A search may draw a setting twice.
-    different = list({(record.config, record.task): record for record in found}.values())
+    different, _ = distinct(found)  # a search may draw a setting twice
     return markdown(rows(different)) if found else "no finished run"
 
 

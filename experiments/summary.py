@@ -7,11 +7,13 @@ import csv
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
+from experiments.left_out import Found, LeftOut, no_run, say, usable
 from minibert.errors import InputError
 from minibert.files import check_output, read_json, write_text
 from training.cli import Parser
@@ -80,13 +82,9 @@ def read_record(folder: Path) -> Record:
     Raises:
         InputError: if there is none.
     """
+    if unusable := no_run(folder):
+        raise InputError(f"{folder}: expected a finished run; {unusable.reason}")
     path, config = folder / "result.json", folder / "config.json"
-    if not path.is_file():
-        if not config.is_file() and any(folder.glob(f"*/{config.name}")):  # a grid's, among the runs
-            raise InputError(
-                f"{folder}: expected a finished run, got a folder of runs, which {folder}/* names"
-            )
-        raise InputError(f"{folder}: expected a finished run, there is no {path.name} in it")
     return Record(folder, from_dict(read_json(config), str(config)), read_json(path))
 
 
@@ -155,18 +153,32 @@ def by_setting(records: Sequence[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
+def distinct(runs: Sequence[Found], record: Callable = lambda run: run) -> tuple[list[Found], list[LeftOut]]:
+    """The first run of each setting and seed, and those that only repeat one; `record` is that of a run."""
+    first: dict[tuple, Found] = {}
+    repeated = {}
+    for run in runs:
+        one = record(run)
+        before = record(first.setdefault((one.config, one.task), run))
+        if before is not one:
+            scores = [other.result.get("dev") for other in (before, one)]
+            differ = "" if scores[0] == scores[1] else f", dev {scores[0]} there and {scores[1]} here"
+            repeated[one.folder] = f"has the setting and seed of {before.folder}{differ}"
+    return list(first.values()), [LeftOut(*one) for one in repeated.items()]
+
+
 def rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """A row for each setting, in the order given.
+    """A row for each setting, in the order given; it names the model and the data if there are others.
 
     Raises:
         InputError: if two runs of a setting have the same seed.
     """
-    table = []
+    table, apart = [], [name for name in settings_that_differ(records) if name in ("model", "data")]
     for group in by_setting(records):
         one = group[0]
         task, pair, method, *_ = one.kind
         differing = settings_that_differ([other for other in records if other.kind == one.kind])
-        settings = named(one, differing)
+        settings = named(one, [*apart, *differing])
         results = [record.result for record in group]
         share = trained_share(one.result)
         scores = [spread([result[split] for result in results]) for split in ("dev", "train")]
@@ -238,8 +250,10 @@ def main() -> int:
     )
     given = parser.parse_args()
     check_output(given.csv, "--csv")
-    records = read_records(given.runs)
+    found, left_out = usable(given.runs, lambda folder: by_task(read_record(folder), folder))
+    records, repeated = distinct(list(chain(*found)))
     print(markdown(rows(records)))
+    say(left_out + repeated)
     if given.csv:
         write_text(lines(records), given.csv)
     return 0

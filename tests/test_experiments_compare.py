@@ -169,8 +169,23 @@ def test_runs_of_several_tasks_are_compared_with_those_of_one_of_them_alone(data
     first, second = [line for line in ended.out.splitlines() if line.startswith("| lora")]
     assert first.startswith("| lora task sst+qqp, sampling sqrt | 1 | 0.9167 |")
     assert second.startswith("| lora task qqp | 1 | 0.8333 | ")
-    ended = call(main, both)
-    assert ended.line == f"error: {both}: --task: expected one of the run's tasks, sst, qqp; got none"
+    ended = call(main, both, alone, "--task", "sts")
+    assert ended.code == 2
+    assert "--task: expected one of the run's tasks, sst, qqp; got 'sts'" in ended.err
+
+
+def test_runs_on_different_data_are_compared_apart_unless_told_that_they_are_the_same(data, tmp_path):
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    a = write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50)))
+    b = write_scored(tmp_path / "b", other, "qqp", qqp(slice(0, 50)), rank=4)
+    ended = call(main, a, b)
+    assert ended.code == 0
+    assert [line for line in ended.out.splitlines() if "##" in line] == [
+        f"## qqp on {folder}" for folder in (data, other)
+    ]
+    assert ended.line == "runs on different data are apart; if the files are the same: --data"
+    ended = call(main, a, b, "--data", other)
+    assert (ended.code, "##" in ended.out, ended.err) == (0, False, "")
 
 
 class TestRefuses:
@@ -179,18 +194,13 @@ class TestRefuses:
         assert (ended.code, ended.out) == (2, "")
         return ended.line
 
-    def test_runs_of_different_tasks(self, data, tmp_path):
+    def test_groups_of_runs_whose_scores_do_not_compare(self, data, tmp_path, refusal):
         write_labels(data, "sts", np.linspace(0, 5, N))
         a = write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50)))
         b = write_scored(tmp_path / "b", data, "sts", np.arange(N))
-        assert f"{a} is of qqp, {b} of sts" in self.line(a, b)
-
-    def test_runs_on_different_data_unless_told_that_they_are_the_same(self, data, tmp_path):
-        other = Path(shutil.copytree(data, tmp_path / "other"))
-        a = write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50)))
-        b = write_scored(tmp_path / "b", other, "qqp", qqp(slice(0, 50)), rank=4)
-        assert "same data" in self.line(a, b)
-        assert call(main, a, b, "--data", other).code == 0
+        assert refusal(read_groups, [a, b]).endswith(f"same data, got qqp on {data} and sts on {data}")
+        again = write_scored(tmp_path / "c", data, "qqp", qqp(slice(0, 50)))
+        assert f"has the setting and seed of {a}" in refusal(read_groups, [a, again])
 
     def test_a_run_without_predictions(self, data, tmp_path):
         a = write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50)))
@@ -230,10 +240,6 @@ class TestRefuses:
         a = write_scored(tmp_path / "a", data, "qqp", qqp(slice(0, 50)))
         (a / "predictions-dev.csv").write_text(text)
         assert said in self.line(a)
-
-    def test_two_runs_of_a_setting_with_the_same_seed(self, data, tmp_path):
-        runs = [write_scored(tmp_path / name, data, "qqp", qqp(slice(0, 50))) for name in "ab"]
-        assert "same seed" in self.line(*runs)
 
     def test_a_run_that_is_not_finished(self, tmp_path):
         assert "expected a finished run" in self.line(tmp_path)

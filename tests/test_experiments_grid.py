@@ -100,7 +100,7 @@ def test_two_grids_on_one_folder_do_each_cell_once(tiny: Path, small_data: Path,
     assert said[0][0].splitlines()[-3:] == said[1][0].splitlines()[-3:]  # one and the same table
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_grid_that_is_stopped_lets_its_run_save_and_goes_on(
     how: signal.Signals, tiny: Path, small_data: Path, tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def measured(finished) -> Callable[..., list[dict]]:
 
     def measure(*runs: str | Path, task: str | None = None, top: int = 10, threshold: float = 0.5) -> list:
         folders = [finished(run) if isinstance(run, str) else run for run in runs]
-        return as_json(magnify(folders, task, top), threshold)["runs"]
+        return as_json(magnify(folders, task, top)[0], threshold)["runs"]
 
     return measure
 
@@ -225,23 +225,27 @@ def test_a_shared_adapter_needs_no_task_and_one_of_many_does(measured, finished,
     assert "--task" in ended.line
     assert "sst, sts" in ended.line
     assert not (tmp_path / "none").exists()
+    found, (left_out,) = magnify([finished("own"), finished("several")], None, 10)
+    assert (found[0].path, left_out.folder) == (finished("several"), finished("own"))
+    assert "--task chooses, of sst, sts" in left_out.reason
     (chosen,), (other,) = (measured("own", task=task) for task in ("sts", "sst"))
     (alone,) = measured(finished("own") / "adapter-sts")
     assert chosen["modules"] == alone["modules"]
     assert chosen["modules"] != other["modules"]
 
 
-def test_a_run_of_another_base_is_refused(look, finished, tiny, small_data, tmp_path):
+def test_a_run_of_another_base_is_not_used(finished, tiny, small_data, tmp_path):
     model = Path(shutil.copytree(tiny, tmp_path / "other"))
     state = load_file(model / "model.safetensors")
     state["pooler.dense.bias"] += 1
     save_file(state, model / "model.safetensors", {"format": "pt"})
     out = tmp_path / "run"
     assert call(train.main, *flags(model, small_data, out=out, method="lora", max_steps=2)).code == 0
-    ended = call(main, finished("lora"), out, "--out", tmp_path / "none")
-    assert ended.code == 2
-    assert "same base model" in ended.line
-    assert not (tmp_path / "none").exists()
+    ended = call(main, finished("lora"), out, "--out", tmp_path / "seen")
+    assert ended.code == 0
+    assert f"not used: {out}: expected a run of the same base model" in ended.line
+    (shown,) = strict_json((tmp_path / "seen" / "microscope.json").read_text())["runs"]
+    assert shown["run"] == str(finished("lora"))
 
 
 def test_a_full_run_whose_base_is_no_longer_what_it_was_is_refused(tiny, small_data, tmp_path):
@@ -272,10 +276,15 @@ def test_a_damaged_folder_ends_in_one_line(kind, finished, tmp_path):
     run = Path(shutil.copytree(finished("lora"), tmp_path / "run"))
     damage, word = DAMAGE[kind]
     damage(run)
-    ended = call(main, finished("full"), run, "--out", tmp_path / "none")
+    ended = call(main, run, "--out", tmp_path / "none")
     assert ended.code == 2
     assert word in ended.line
     assert not (tmp_path / "none").exists()
+    with pytest.MonkeyPatch.context() as patch:  # pictures take most of the time
+        patch.setattr("experiments.microscope_page.parts_of", lambda *_: [])
+        ended = call(main, run, finished("full"), "--out", tmp_path / "seen")
+    assert (ended.code, ended.line[:10]) == (0, "not used: ")
+    assert word in ended.line
 
 
 @pytest.mark.parametrize(

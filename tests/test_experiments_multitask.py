@@ -35,7 +35,9 @@ def write_run(tmp_path: Path):
 
 
 def table(several: list[Path], single: list[Path]) -> list[dict[str, str]]:
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows(read_several(several), read_single(single))]
+    together, _ = read_several(several)
+    alone, _ = read_single(single, {"sst", "qqp", "sts"})
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows(together, alone)]
 
 
 def test_a_row_has_both_scores_over_their_seeds_and_the_difference_of_the_means(write_run) -> None:
@@ -89,9 +91,8 @@ def test_a_pair_matters_to_tasks_of_pairs_alone(write_run) -> None:
     ("single", "message"),
     [
         ([{"task": "sst"}], "--single: expected a run of sts alone, got none"),
-        ([{"task": "sst"}, {"task": "qqp"}], "--single: expected runs of sst, sts; got one of qqp"),
-        ([{"task": "sst+sts"}], "expected a run of one task, got sst+sts"),
-        ([{"task": "sst"}, {"task": "sst"}], "two runs have the same seed, 0: "),
+        ([{"task": "qqp"}], "expected a run of sst or sts alone, got qqp"),
+        ([{"task": "sst+sts"}], "expected a run of sst or sts alone, got sst+sts"),
         ([{"task": "sst"}, {"task": "sst", "lr": 0.5, "seed": 1}],
          "--single: expected runs of sst of one setting, got lr 0.001 and lr 0.5"),
         ([{"task": "sst"}, {"task": "sts", "method": "dora"}],
@@ -126,8 +127,19 @@ def test_a_run_of_one_task_is_no_run_together(write_run, tmp_path: Path) -> None
     folder = write_run(0.5, task="sst")
     ended = call(main, folder, "--single", folder)
     assert ended.line == f"error: {folder}: expected a run of several tasks, got one of sst"
-    assert "expected a finished run" in call(main, tmp_path / "none", "--single", folder).line
+    assert "none: expected the folder of a run" in call(main, tmp_path / "none", "--single", folder).line
     assert call(main, folder).code == 2
+
+
+def test_the_same_runs_can_be_given_for_both(write_run, tmp_path: Path) -> None:
+    both = write_run({"sst": 0.5, "sts": 0.5}, task="sst+sts")
+    runs = [both, *(write_run(0.4, task=task) for task in ("sst", "sts", "qqp", "sst"))]
+    (tmp_path / "notes.txt").write_text("")
+    ended = call(main, *runs, tmp_path / "notes.txt", "--single", *runs)
+    assert (ended.code, ended.out.count("+0.1000")) == (0, 2)
+    assert f"not used: {runs[4]}: has the setting and seed of {runs[1]}\n" in ended.err
+    assert f"not used: {tmp_path / 'notes.txt'}: no run: it is no folder\n" in ended.err
+    assert not any(f"{run}: " in ended.err.replace(f"of {run}", "") for run in runs[:3])
 
 
 def test_other_settings_that_differ_are_told(write_run) -> None:

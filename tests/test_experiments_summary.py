@@ -57,6 +57,12 @@ def test_a_setting_that_differs_makes_a_row_of_its_own_and_is_named(tmp_path):
     ]
 
 
+def test_runs_of_other_models_and_data_are_told_apart(tmp_path):
+    folders = [write_run(tmp_path / "mini"), write_run(tmp_path / "base", model="bert-base-uncased")]
+    column = [row[COLUMNS.index("settings")] for row in rows(read_records(folders))]
+    assert column == ["model all-MiniLM-L6-v2", "model bert-base-uncased"]
+
+
 def test_a_column_that_says_nothing_is_left_out(tmp_path):
     head, _, line = markdown(rows(read_records([write_run(tmp_path / "run")]))).splitlines()
     assert "settings" not in head
@@ -136,10 +142,10 @@ def test_a_grids_folder_among_the_runs_is_said_to_be_one(tmp_path):
     grid.mkdir()
     write_run(grid / "rank4", rank=4)
     ended = call(main, run, grid)
+    assert (ended.code, ended.line) == (0, f"not used: {grid}: a folder of runs, which {grid}/* names")
+    ended = call(main, grid)
     assert ended.code == 2
-    assert f"{grid}: expected a finished run, got a folder of runs, which {grid}/* names" in ended.line
-    (grid / "config.json").write_text("{}")  # a run that is not finished, whatever else lies in it
-    assert "there is no result.json in it" in call(main, grid).line
+    assert f"{grid}: expected a finished run; a folder of runs, which {grid}/* names" in ended.line
 
 
 def test_no_runs_at_all_is_bad_usage():

@@ -1,18 +1,20 @@
 """train.py: what it refuses before it reads a weight, and a run as a process: signals, a full disk."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Ended, call, checkpoints, flags, left_behind, strict_json, write_data
+from small_runs import Ended, call, checkpoints, flags, left_behind, lines_of, strict_json, write_data
 from special_files import full_device
 from tiny_bert import build_tiny
 
@@ -208,14 +210,18 @@ def start(*arguments: object) -> subprocess.Popen:
     )
 
 
-def stopped(folder: Path, arguments: list[str], how: signal.Signals) -> Ended:
-    """train.py as a process, which gets the signal once it has done some steps."""
-    process = start(*arguments)
+def wait_for_steps(folder: Path, process: subprocess.Popen) -> None:
     steps, deadline = folder / "steps.jsonl", time.monotonic() + 120
     while not steps.exists() or steps.read_bytes().count(b"\n") < 5:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def stopped(folder: Path, arguments: list[str], how: signal.Signals) -> Ended:
+    """train.py as a process, which gets the signal once it has done some steps."""
+    process = start(*arguments)
+    wait_for_steps(folder, process)
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
     return Ended(process.returncode, out, err)
@@ -235,7 +241,13 @@ def whole(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    ("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("how", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 129),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_a_process_that_was_stopped_goes_on_as_if_it_had_not_been(
     how: signal.Signals, code: int, whole: dict, tiny: Path, small_data: Path, tmp_path: Path
@@ -253,6 +265,41 @@ def test_a_process_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert call(train.main, *arguments).code == 0
     left = {name: content for name, content in left_behind(tmp_path / "run").items() if ".state" not in name}
     assert left == whole
+
+
+def test_a_run_whose_terminal_is_gone_saves_and_goes_on(
+    whole: dict, tiny: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """SIGHUP comes twice, from the kernel and the shell, and whatever is written then is an error."""
+    folder, (master, terminal) = tmp_path / "run", os.openpty()
+    arguments = flags(tiny, small_data, out=folder, resume=True, **LONG)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, start_new_session=True,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(terminal)
+    wait_for_steps(folder, process)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 129
+    saved = int(checkpoints(folder)[-1].name.split("-")[1])
+    assert saved == len(lines_of(folder / "steps.jsonl"))
+    again = call(train.main, *arguments)
+    assert again.code == 0
+    assert f"resumed    after step {saved} of 72, in epoch " in again.out
+    assert left_behind(folder) == whole
+
+
+def test_a_run_under_nohup_goes_on(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    arguments = flags(tiny, small_data, out=tmp_path / "run", **LONG)
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    command = ["nohup", sys.executable, "train.py", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    wait_for_steps(tmp_path / "run", process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
 
 
 @pytest.fixture
@@ -296,7 +343,7 @@ sys.exit(run_command(main))
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("pause", [0.0, 0.5])  # torch is being imported
 def test_a_process_that_is_still_loading_stops_in_a_line(
     how: signal.Signals, code: int, pause: float, tiny: Path, small_data: Path, tmp_path: Path

@@ -20,7 +20,7 @@ from training.signals import SIGNALS
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("becomes", [None, ImportError, RuntimeError, OSError], ids=str)
 def test_a_signal_ends_a_command_in_a_line_whatever_a_library_makes_of_it(
     how: signal.Signals, code: int, becomes: type | None

@@ -17,7 +17,7 @@ from tasks.losses import LOSSES
 from training.errors import TrainingError
 from training.loop import read
 from training.run import Run
-from training.signals import stop_signals
+from training.signals import StopAtOnce, stop_signals
 
 SHAPES = {
     "sts": {},
@@ -243,3 +243,18 @@ def test_the_first_signal_is_noted_and_a_second_acts_as_usual(how: signal.Signal
     with stop_signals():
         pass
     assert handlers() == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_hanging_up_is_never_the_second_signal(first: signal.Signals) -> None:
+    """A lost connection says so several times, and systemd says it beside SIGTERM, in either order."""
+    with StopAtOnce() as at_once:
+        with stop_signals() as stopped:
+            for number in (first, signal.SIGHUP):
+                signal.raise_signal(number)
+            if first == signal.SIGHUP:
+                signal.raise_signal(signal.SIGTERM)
+                first = signal.SIGTERM
+            assert stopped() == first
+        signal.raise_signal(signal.SIGHUP)  # while the state is saved
+    assert at_once.signum == 0

@@ -179,15 +179,15 @@ def test_where_one_process_dies_the_other_ends_too_and_says_so(rank: int, pair: 
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "how"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGHUP)])
 def test_a_signal_to_one_process_stops_both_after_the_same_step(
-    rank: int, pair: list, tmp_path: Path
+    rank: int, how: signal.Signals, pair: list, tmp_path: Path
 ) -> None:
-    pair[rank].terminate()
+    pair[rank].send_signal(how)
     errs = [process.communicate(timeout=120)[1] for process in pair]
-    assert [process.returncode for process in pair] == [143, 143], errs
+    assert [process.returncode for process in pair] == [128 + how] * 2, errs
     step = len(lines_of(tmp_path / "run" / "steps.jsonl"))
-    assert f"SIGTERM: stopped after step {step}, saved" in errs[0]
+    assert f"{how.name}: stopped after step {step}, saved" in errs[0]
     assert errs[1] == ""
     assert list((tmp_path / "run" / "checkpoint").glob(f"step-{step}-*.safetensors"))
 

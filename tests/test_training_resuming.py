@@ -6,7 +6,9 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from small_runs import Ended, call, checkpoints, flags, left_behind, lines_of, strict_json, write_data
@@ -16,6 +18,7 @@ from tiny_bert import build_tiny
 import train
 from lora.methods import METHODS
 from training import provenance
+from training.keeping import Pace
 
 
 @pytest.fixture
@@ -78,6 +81,41 @@ def test_the_last_checkpoints_are_kept(number: int, steps: list[int], run, tmp_p
     for path in saved:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in path.name
     assert sorted(os.listdir(tmp_path / "killed" / "checkpoint")) == sorted(path.name for path in saved)
+
+
+def test_ten_minutes_after_the_last_one_a_checkpoint_is_written(
+    run, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes four minutes here, an epoch six steps."""
+    steps = tmp_path / "killed" / "steps.jsonl"
+    clock = lambda: 240 * len(lines_of(steps)) if steps.exists() else 0  # noqa: E731
+    monkeypatch.setattr("training.run.Pace", partial(Pace, clock=clock))
+    with stopping(5), pytest.raises(Killed):
+        run("killed", batch_size=4)
+    assert [path.name.split("-")[1] for path in checkpoints(tmp_path / "killed")] == ["3"]
+    assert run("killed", batch_size=4).code == 0
+    assert left_behind(tmp_path / "killed") == whole(batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("killed_in", "said"),
+    [
+        (1, "no step was saved: from the first"),
+        (3, "after step 2 of 6, in epoch 1 of 2"),
+        (4, "after step 3 of 6, in epoch 2 of 2"),
+    ],
+)
+def test_a_resumed_run_says_from_where(killed_in: int, said: str, run) -> None:
+    killed(run, killed_in)
+    assert f"\nresumed    {said}\n" in run("killed").out
+
+
+def test_a_run_that_lacks_its_results_alone_says_so(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("training.run.write_predictions", Mock(side_effect=Killed))
+        with pytest.raises(Killed):
+            run("killed")
+    assert "\nresumed    after step 6, the last; the results are still to be written\n" in run("killed").out
 
 
 def test_without_an_interval_a_checkpoint_is_written_at_each_epochs_end(run, tmp_path: Path) -> None:
@@ -277,7 +315,7 @@ def test_flags_that_make_no_sense_are_refused(given: list[str], said: str) -> No
     assert (ended.code, ended.line) == (2, f"error: {said}")
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_scoring_stops_at_once_and_is_done_when_the_run_goes_on(
     how: signal.Signals, code: int, run, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ OUT_OF_MEMORY = (
 def run_command(main: Callable[[], int]) -> int:
     """Call `main`, turning the failures a user can cause into a line and a code.
 
-    0 done; 1 a failure while running; 2 bad usage or input; 130 and 143 interrupted.
+    0 done; 1 a failure while running; 2 bad usage or input; 129, 130 and 143 interrupted.
     """
     # oneDNN keeps a kernel of half a megabyte for each of the last 1,024 shapes it met, and the number of
     # packed tokens differs from batch to batch. It reads this when torch is first used, so before `main`.

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,19 +23,19 @@ NAME = re.compile(r"step-(\d+)-([0-9a-f]{64})\.safetensors")
 
 
 class Pace:
-    """Says when the next checkpoint is due; `step` is where the run starts."""
+    """Says when the next checkpoint is due; `step` is where the run starts, `clock` counts seconds."""
 
-    def __init__(self, keeping: Keeping, step: int):
-        self.keeping = keeping
+    def __init__(self, keeping: Keeping, step: int, clock: Callable[[], float] = time.monotonic):
+        self.keeping, self.clock = keeping, clock
         self.wrote(step)
 
     def wrote(self, step: int) -> None:
-        self.step, self.time = step, time.monotonic()
+        self.step, self.time = step, self.clock()
 
     def due(self, step: int) -> bool:
         if self.keeping.steps and step - self.step >= self.keeping.steps:
             return True
-        return time.monotonic() - self.time >= 60 * self.keeping.minutes
+        return self.clock() - self.time >= 60 * self.keeping.minutes
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -325,7 +325,7 @@ class Trainer:
         """Train to the end from wherever `progress` is, then put the best weights into the model.
 
         Raises:
-            Interrupted: after the step or the batch under way, if SIGINT or SIGTERM came; scores are left.
+            Interrupted: after the step or the batch under way, if a signal came; scores are left.
         """
         with stop_signals() as self.stopped:
             self.model.train()

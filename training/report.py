@@ -63,6 +63,19 @@ def header(
     return "\n".join(lines)
 
 
+def resumed(trainer: Trainer) -> str:
+    """From where a run goes on."""
+    progress, epochs = trainer.progress, -(-trainer.total_steps // trainer.steps_per_epoch)
+    if not progress.step:
+        where = "no step was saved: from the first"
+    elif trainer.finished and not trainer.unscored:
+        where = f"after step {progress.step:,}, the last; the results are still to be written"
+    else:
+        epoch = f"epoch {len(progress.history) + 1} of {epochs}"
+        where = f"after step {progress.step:,} of {trainer.total_steps:,}, in {epoch}"
+    return f"resumed    {where}"
+
+
 class Bar:
     """The progress bar: loss, real tokens per second, time to go. Epochs are printed above it."""
 

@@ -40,7 +40,7 @@ from training.precision import Choice, choose_device, choose_precision
 from training.processes import ALONE, Processes
 from training.profiling import StepProfile
 from training.provenance import made_with, run_sha256
-from training.report import Bar, closing_table, header
+from training.report import Bar, closing_table, header, resumed
 from training.resuming import go_on, load_newest
 from training.run_folder import (
     RunFolder,
@@ -140,7 +140,7 @@ class Run:
         with alone_in(folder.path):
             self._begin(folder, resume, anyway)
             self.processes.wait()
-            return self._train(folder, track, profiling)
+            return self._train(folder, resume, track, profiling)
 
     def _follow(self, folder: RunFolder, resume: bool) -> int:
         """What any but the first process does: the same steps from the same state, and no word of its own."""
@@ -154,14 +154,16 @@ class Run:
             return stop.exit_code
         return 0
 
-    def _train(self, folder: RunFolder, track: Sequence[str], profiling: StepProfile) -> int:
+    def _train(self, folder: RunFolder, resume: bool, track: Sequence[str], profiling: StepProfile) -> int:
         trainer, progress = self.trainer, self.trainer.progress
         pace = Pace(self.keeping, progress.step)
         if self.choice.warning:
             print(self.choice.warning, file=sys.stderr)
         why = {name: one.source for name, one in self.decided.items()} | {"precision": self.choice.reason}
         told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path, why)
-        print(told, flush=True)  # where nothing can be said, no run begins
+        print(
+            told, *([resumed(trainer)] if resume else []), sep="\n", flush=True
+        )  # where nothing can be said, no run begins
         if not folder.config.exists():
             start_run(folder, self.config)
         bar = Bar(trainer.total_steps, progress.step)

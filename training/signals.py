@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: at once where there is nothing to finish, between two steps where there is."""
+"""SIGINT, SIGTERM, SIGHUP: at once where there is nothing to finish, between two steps where there is."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -29,6 +29,27 @@ def importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
+def handlers() -> dict[int, object]:
+    """What is done about each signal; without those that are ignored, as SIGHUP is under nohup."""
+    now = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in now.items() if handler != signal.SIG_IGN}
+
+
+def outlive_terminal(signum: int) -> None:
+    """After any signal SIGHUP is ignored; after SIGHUP nothing is written to a terminal that is gone.
+
+    A lost connection sends SIGHUP more than once: the shell does, and the kernel; and systemd sends it right
+    after SIGTERM. None of these is a second wish. What is written to such a terminal is an error, which must
+    not keep the run from saving and from its exit code.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for stream in (1, 2) if signum == signal.SIGHUP else ():
+        try:
+            os.write(stream, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
 class StopAtOnce:
     """Inside, a signal raises KeyboardInterrupt, unless it is ignored, and what comes of it is swallowed.
 
@@ -40,14 +61,14 @@ class StopAtOnce:
 
     def __enter__(self) -> "StopAtOnce":
         self.signum = 0
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        self.before = {number: one for number, one in handlers.items() if one != signal.SIG_IGN}
+        self.before = handlers()
         for number in self.before:
             signal.signal(number, self._stop)
         return self
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
+        outlive_terminal(signum)
         if importing(frame):
             sys.stdout.flush()
             os.write(2, f"error: {interrupted(signum)}\n".encode())
@@ -73,8 +94,7 @@ class Received:
         if self.signum:
             raise Interrupted(self.signum)
 
-    def note(self, signum: int) -> None:
-        self.signum = signum
+    def note(self) -> None:
         if self.raises:
             self.check()
 
@@ -91,19 +111,25 @@ class Received:
 
 @contextmanager
 def stop_signals() -> Iterator[Received]:
-    """What has come of SIGINT and SIGTERM. A second one acts as usual."""
-    received = Received()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """What has come of the signals. A second one acts as usual; SIGHUP is not counted."""
+    received, before = Received(), handlers()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            # A command has yet to do what a signal asks for, and goes on to ignore SIGHUP.
+            ending = received.signum and number == signal.SIGHUP and handler != signal.SIG_DFL
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def note(signum: int, frame: object) -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        received.note(signum)
+        received.signum = signum
+        outlive_terminal(signum)
+        if signum != signal.SIGHUP:
+            restore()
+        received.note()
 
     for number in before:
         signal.signal(number, note)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
