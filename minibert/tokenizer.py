@@ -57,7 +57,7 @@ class Tokenizer:
         for token in (token for one in frames for token in one.before + one.after):
             if token not in vocab:
                 raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
-        self.max_length, self.cls, self.sep = max_length, vocab["[CLS]"], vocab["[SEP]"]
+        self.max_length = max_length
         self.identity = f"{sha256(path)} by tokenizers {tokenizers.__version__}"
         self._frames = [
             ([vocab[token] for token in before], [vocab[token] for token in after], token_type)

@@ -244,5 +244,8 @@ def test_what_is_asked_for_is_not_looked_up(tmp_path: Path, small_data: Path) ->
     assert (run.config.pooling, run.config.max_length, run.decided) == ("pooler", 32, {})
 
 
-def test_the_default_length_is_256_where_a_model_has_positions_for_it(tmp_path: Path) -> None:
-    assert default_length(build_tiny(tmp_path, shape=replace(TINY, max_position_embeddings=257))).value == 256
+def test_the_default_length_is_256_where_a_model_has_positions_for_it(tmp_path: Path, refusal) -> None:
+    folder = build_tiny(tmp_path, shape=replace(TINY, max_position_embeddings=257))
+    assert default_length(folder) == (256, "the default")
+    build_tiny(tmp_path, shape=replace(TINY, max_position_embeddings=3))
+    assert refusal(default_length, folder).endswith("max_position_embeddings to be at least 4, got 3")

@@ -19,7 +19,7 @@ from minibert.hub import PINNED, pinned
 from minibert.intended import Choice, read_length, read_pooling
 from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
-from minibert.weights import load_bert, read_config
+from minibert.weights import CONFIG, load_bert, read_config
 from tasks.base import Example, Skipped, Task
 from tasks.data import Dataset
 from tasks.heads import Head
@@ -83,18 +83,23 @@ def default_pooling(folder: Path) -> Choice:
     Raises:
         InputError: if it is none that is offered.
     """
-    name = None if (said := read_pooling(folder)) else pinned(folder)
-    own = (
-        Choice(PINNED[name].pooling, f"{name}'s own")
-        if name
-        else Choice("cls", "no 1_Pooling/config.json says otherwise")
-    )
-    return said or own
+    if said := read_pooling(folder):
+        return said
+    if name := pinned(folder):
+        return Choice(PINNED[name].pooling, f"{name}'s own")
+    return Choice("cls", "no 1_Pooling/config.json says otherwise")
 
 
 def default_length(folder: Path) -> Choice:
-    """The tokens at which a checkpoint's sequences are cut, at most its positions."""
+    """The tokens at which a checkpoint's sequences are cut, at most its positions.
+
+    Raises:
+        InputError: if they are too few for two sentences.
+    """
     positions = read_config(folder).max_position_embeddings
+    if positions < 4:
+        wanted = "expected max_position_embeddings to be at least 4"
+        raise InputError(f"{folder / CONFIG}: {wanted}, got {positions}")
     length = read_length(folder) or Choice(LONGEST, "the default")
     return length if length.value <= positions else Choice(positions, "as many as it has positions")
 

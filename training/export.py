@@ -133,7 +133,7 @@ def _classifier_config(task: Task, dropout: float) -> dict:
 def write_tokenizer(base: Path, tokenizer: Tokenizer, folder: Path) -> None:
     """The base's tokenizer.json, made to say what `tokenizer` does, and transformers' settings."""
     raw = read_json(base / "tokenizer.json")
-    ends = {"sep": ["[SEP]", tokenizer.sep], "cls": ["[CLS]", tokenizer.cls]}
+    ends = {name: [token, tokenizer.id_of(token)] for name, token in (("sep", "[SEP]"), ("cls", "[CLS]"))}
     ours = {"truncation": None, "padding": None, "post_processor": {"type": "BertProcessing"} | ends}
     write_json(raw | ours, folder / "tokenizer.json")
     known = {*dict(raw["model"]["vocab"]), *(one["content"] for one in raw.get("added_tokens") or ())}
