@@ -1,16 +1,22 @@
-"""adapter_config.json: PEFT's settings, and which of them our layers compute. Imports no torch."""
+"""adapter_config.json: PEFT's settings, which of them our layers compute, and which layers they mean.
+
+Imports no torch.
+"""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora.methods import LARGEST_ALPHA, LARGEST_RANK, METHODS, Method
+from lora.regex import Regex
 from minibert.errors import InputError
 from minibert.files import read_json
 
 CONFIG = "adapter_config.json"
 HEADS = ("classifier", "score")  # what PEFT calls the head of a model that classifies sequences
+DEFAULT_TARGETS = ["query", "value"]  # PEFT's for a BERT
+OTHER_FAMILY = re.compile(r"transformers\.models\.(?!bert\.)")
 
 # Every setting that PEFT 0.21 writes, and the values with which it computes what our layers compute; the
 # first is the default. () is any value. What is not here is refused: a later PEFT's setting may compute
@@ -42,10 +48,6 @@ SETTINGS: dict[str, tuple] = {
     "use_bdlora": (None,),
     "use_qalora": (False,),
     "velora_config": (None,),
-    # Limits on the targets.
-    "exclude_modules": (None, []),
-    "layers_pattern": (None, []),
-    "layers_to_transform": (None, []),
     # Read by `read_adapter_config`.
     "r": (),
     "lora_alpha": (),
@@ -53,16 +55,40 @@ SETTINGS: dict[str, tuple] = {
     "rank_pattern": (),
     "alpha_pattern": (),
     "modules_to_save": (),
-    # Which layers have an adapter is what the tensors' names say; the rest computes nothing.
     "target_modules": (),
+    "exclude_modules": (),
+    "layers_to_transform": (),
+    "layers_pattern": (),
     "auto_mapping": (),
     "base_model_name_or_path": (),
+    "revision": (),
+    # These compute nothing.
     "inference_mode": (),
     "megatron_core": (),
     "peft_version": (),
     "qalora_group_size": (),
-    "revision": (),
 }
+
+Names = Regex | list[str]  # an expression for whole names, or their ends
+Pattern = Mapping[str, tuple[Regex, float]]  # numbers, by an expression for whole names or their ends
+
+
+@dataclass(frozen=True)
+class Targets:
+    """PEFT's rules for which layers have an adapter. `layers` are numbers in one of the module `lists`."""
+
+    modules: Names
+    excluded: Names
+    layers: Sequence[int] | None
+    lists: Sequence[Regex]
+
+    def match(self, name: str) -> bool:
+        if _match(self.excluded, name) or not _match(self.modules, name):
+            return False
+        if self.layers is None:
+            return True
+        number = re.search(r"\.(\d+)\.", name)
+        return bool(number) and int(number[1]) in self.layers and any(one.match(name) for one in self.lists)
 
 
 @dataclass(frozen=True)
@@ -73,9 +99,11 @@ class AdapterConfig:
     rank: int
     alpha: float
     dropout: float
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
+    ranks: Pattern
+    alphas: Pattern
+    targets: Targets
     has_head: bool
+    base: str | None
 
 
 def read_adapter_config(path: Path) -> AdapterConfig:
@@ -94,34 +122,93 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     if not isinstance(saved, list) or any(name not in HEADS for name in saved):
         raise InputError(f"{path}: expected modules_to_save to be {' or '.join(HEADS)}, got {saved!r}")
     return AdapterConfig(
-        method=_method_of(config, path),
+        method=_method_of(config),
         rank=_number(config, "r", int, path),
         alpha=_number(config, "lora_alpha", float, path),
         dropout=_number(config, "lora_dropout", float, path),
         ranks=_pattern(config, "rank_pattern", int, path),
         alphas=_pattern(config, "alpha_pattern", float, path),
+        targets=_targets(config, path),
         has_head=bool(saved),
+        base=_base(config, path),
     )
 
 
-def by_layer(pattern: Mapping[str, float], within: str, names: list[str]) -> dict[str, float]:
-    """A pattern's numbers for the layers it matches; as in PEFT the first of several matches counts.
+def by_layer(setting: str, pattern: Pattern, within: str, names: Sequence[str]) -> dict[str, float]:
+    """The pattern's numbers for the layers it matches; as in PEFT the first of several matches counts.
 
     `within` is what stands before the layers' names in the model that PEFT saw.
+
+    Raises:
+        ValueError: if a key matches none of the layers.
     """
-    found = {name: [key for key in pattern if _matches(key, within + name)] for name in names}
-    return {name: pattern[keys[0]] for name, keys in found.items() if keys}
+    matched = {name: [key for key in pattern if pattern[key][0].match(within + name)] for name in names}
+    for key in pattern.keys() - {key for keys in matched.values() for key in keys}:
+        raise ValueError(f"expected {setting} to name layers with an adapter, {key!r} matches none")
+    return {name: pattern[keys[0]][1] for name, keys in matched.items() if keys}
 
 
-def _matches(key: str, name: str) -> bool:
-    return name == key[1:] if key.startswith("^") else f".{name}".endswith(f".{key}")
+def _match(names: Names, name: str) -> bool:
+    if isinstance(names, Regex):
+        return names.fullmatch(name)
+    return any(f".{name}".endswith(f".{end}") for end in names)
 
 
-def _method_of(config: dict, path: Path) -> Method:
-    chosen = [method for method in ("rslora", "dora") if config.get(f"use_{method}")]
-    if len(chosen) > 1:
-        raise InputError(f"{path}: expected use_rslora or use_dora, got both")
-    return METHODS[chosen[0] if chosen else "lora"]
+def _method_of(config: dict) -> Method:
+    method = METHODS["rslora" if config.get("use_rslora") else "lora"]
+    return replace(method, layer=METHODS["dora"].layer) if config.get("use_dora") else method
+
+
+def _base(config: dict, path: Path) -> str | None:
+    """The name of the model that was adapted, with `@` and a revision if one is given."""
+    mapping = config.get("auto_mapping")
+    if isinstance(mapping, dict) and OTHER_FAMILY.match(str(mapping.get("parent_library"))):
+        raise InputError(f"{path}: expected an adapter of a BERT, got one of {mapping['parent_library']!r}")
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    for value in (name, revision):
+        if not isinstance(value, str | None):
+            raise InputError(f"{path}: expected a base model's name and revision, got {value!r}")
+    return f"{name}@{revision}" if name and revision else name
+
+
+def _targets(config: dict, path: Path) -> Targets:
+    modules, layers = config.get("target_modules"), config.get("layers_to_transform")
+    if isinstance(modules, str) and layers is not None:
+        raise InputError(f"{path}: expected layers_to_transform None beside an expression, got {layers!r}")
+    if layers is None and config.get("layers_pattern"):
+        raise InputError(f"{path}: expected layers_to_transform beside layers_pattern, got None")
+    layers = [layers] if isinstance(layers, int) else layers
+    if layers is not None and not (isinstance(layers, list) and all(type(one) is int for one in layers)):
+        raise InputError(f"{path}: expected layers_to_transform to be whole numbers, got {layers!r}")
+    lists = config.get("layers_pattern") or []
+    lists = [lists] if isinstance(lists, str) else _names(config, "layers_pattern", path, [])
+    lists = [rf"(?:^|.*?\.){one}\.\d+\." for one in lists] or [r".*?\.[^.]*\.\d+\."]
+    return Targets(
+        modules=_names(config, "target_modules", path, DEFAULT_TARGETS),
+        excluded=_names(config, "exclude_modules", path, []),
+        layers=layers or None,
+        lists=[_regex(one, "layers_pattern", path) for one in lists],
+    )
+
+
+def _names(config: dict, key: str, path: Path, default: list[str]) -> Names:
+    names = config.get(key)
+    if names is None:
+        return default
+    if isinstance(names, str):
+        every = key == "target_modules" and names.lower() == "all-linear"
+        return _regex(".*" if every else names, key, path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: expected {key} to be names or a regular expression, got {names!r}")
+    return names
+
+
+def _regex(pattern: str, key: str, path: Path) -> Regex:
+    try:
+        return Regex(pattern)
+    except ValueError as error:
+        wanted = f"expected {key} to be a regular expression"
+        raise InputError(f"{path}: {wanted}, got {pattern[:100]!r} ({error})") from None
 
 
 def _number(config: dict, key: str, kind: type, path: Path, where: str = "") -> float:
@@ -133,15 +220,11 @@ def _number(config: dict, key: str, kind: type, path: Path, where: str = "") -> 
     return value
 
 
-def _pattern(config: dict, key: str, kind: type, path: Path) -> dict[str, float]:
-    """Numbers by the ends of layers' names, or by whole names after a ^.
-
-    PEFT takes any regular expression; one from a file that someone else wrote can take forever to match.
-    """
+def _pattern(config: dict, key: str, kind: type, path: Path) -> Pattern:
     pattern = config.get(key) or {}
     if not isinstance(pattern, dict):
         raise InputError(f"{path}: expected {key} to be an object, got {pattern!r}")
-    for name in pattern:
-        if not re.fullmatch(r"\^?\w+(\.\w+)*", name):
-            raise InputError(f"{path}: expected {key} to have layers' names for keys, got {name!r}")
-    return {name: _number(pattern, name, kind, path, f"{key}: ") for name in pattern}
+    return {
+        one: (_regex(rf"(.*\.)?({one})$", key, path), _number(pattern, one, kind, path, f"{key}: "))
+        for one in pattern
+    }

@@ -4,8 +4,9 @@ Parameters carry PEFT's names already, so a file's key is a prefix and the param
 """
 
 import copy
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from lora.methods import METHODS, Method, apply_method
 from lora.placement import place
 from minibert.errors import InputError
 from minibert.files import check_fits, read_safetensors, write_json, write_safetensors
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -91,11 +94,17 @@ def _alpha(encoder: nn.Module, name: str, method: Method) -> float:
 
 
 def load_adapter(
-    encoder: nn.Module, folder: Path, *, targets: Sequence[str] | None = None
+    encoder: nn.Module,
+    folder: Path,
+    *,
+    targets: Sequence[str] | None = None,
+    is_base: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Tensor] | None:
     """Apply the adapter in a folder to a bare encoder, in place; the classifier's weight and bias, if any.
 
-    The layers that get an adapter are those the tensors' names say, or `targets` if they are to be checked.
+    The layers that get an adapter are those that the settings name and the tensors are of; they must also be
+    `targets`, if these are given. `is_base` says of a model's name whether it is the encoder's, as
+    `minibert.hub.same_weights` does; where it does not, names and shapes must do, and a warning is logged.
 
     Raises:
         InputError: if the folder's files are damaged, a setting is unknown or not ours, or a key is missing,
@@ -106,28 +115,44 @@ def load_adapter(
     fault = f"{file}: does not fit {CONFIG} and the model"
     classifier = _take_classifier(state, fault) if config.has_head else None
     within = "bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else ""
-    linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
-    names = [name for name in linears if f"{PREFIX}{within}{name}.lora_A.weight" in state]
-    if not names and targets is None:
+    linears = _linears(encoder)
+    if targets is None and not any(f"{PREFIX}{within}{name}.lora_A.weight" in state for name in linears):
         wanted = f"{PREFIX}NAME.lora_A.weight of a linear layer of the model"
         raise InputError(f"{fault}: expected {wanted}, got {min(state, default='nothing')!r}")
+    names = [name for name in linears if config.targets.match(within + name)]
+    if not names:
+        raise InputError(f"{folder / CONFIG}: expected target_modules of the model, got none of its layers")
     # First on the meta device, where it costs nothing: what is refused must not touch the encoder.
-    for model in (_without_data(encoder), encoder):
-        try:
-            _apply(model, config, within, place(names if targets is None else targets, linears))
-        except ValueError as error:
-            raise InputError(f"{folder / CONFIG}: {error}") from None
+    tried = [(_without_data(encoder), layers) for layers in (names, targets) if layers is not None]
+    for model, layers in (*tried, (encoder, names)):
+        _apply(model, config, within, layers, folder / CONFIG)
         adapters = {PREFIX + within + name: tensor for name, tensor in adapter_state(model).items()}
         check_fits(state, adapters, fault)
     for name, tensor in adapters.items():
         tensor.copy_(state[name])
+    if config.base and not is_base(config.base):
+        _say_base(config.base, folder / CONFIG)
     return classifier
 
 
-def _apply(model: nn.Module, config: AdapterConfig, within: str, names: list[str]) -> None:
-    ranks, alphas = by_layer(config.ranks, within, names), by_layer(config.alphas, within, names)
-    settings = {"rank": config.rank, "alpha": config.alpha, "ranks": ranks, "alphas": alphas}
-    apply_method(model, config.method, dropout=config.dropout, targets=names, **settings)
+def _say_base(name: str, where: Path) -> None:
+    said = f"made for the base model {name!r}, which is not known to be this one"
+    logger.warning(f"{where}: {said}; only tensor names and shapes were checked")
+
+
+def _linears(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _apply(model: nn.Module, config: AdapterConfig, within: str, targets: Sequence[str], where: Path) -> None:
+    try:
+        names = place(targets, _linears(model))
+        ranks = by_layer("rank_pattern", config.ranks, within, names)
+        alphas = by_layer("alpha_pattern", config.alphas, within, names)
+        settings = {"rank": config.rank, "alpha": config.alpha, "ranks": ranks, "alphas": alphas}
+        apply_method(model, config.method, dropout=config.dropout, targets=names, **settings)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _take_classifier(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:

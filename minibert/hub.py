@@ -118,6 +118,22 @@ def published(name: str) -> Model | None:
     return None if os.path.isabs(name) or os.path.isdir(name) else _look_up(name)
 
 
+def same_weights(one: str, other: str) -> bool:
+    """Whether two names or folders are known to be of one model: the same name, or the same SHA-256."""
+    return one == other or (_weights_sha256(one) or one) == (_weights_sha256(other) or other)
+
+
+def _weights_sha256(name: str) -> str | None:
+    """None where it is not known."""
+    if os.path.isdir(name):
+        file = Path(name) / WEIGHTS
+        return sha256(file) if file.is_file() else None
+    try:
+        return _look_up(name).sha256.get(WEIGHTS)
+    except InputError:
+        return None
+
+
 def _cached(model: Model) -> Path:
     return cache_root() / f"{model.repo}@{model.revision}".replace("/", "--")
 

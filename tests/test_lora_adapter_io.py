@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from lora.adapter_io import adapter_state, load_adapter
 from lora.methods import METHODS, apply_method
+from minibert.hub import same_weights
 from minibert.weights import load_bert
 
 ADAPTED = ("lora", "rslora", "dora")
@@ -174,8 +177,6 @@ class TestWeOpenPefts:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"use_dora": True, "use_rslora": True},
-            {"rank_pattern": {".*y": 2}},
             {"alpha_pattern": {"que|x": 9}},
             {"bias": "lora_only"},
             {"lora_bias": True},
@@ -233,6 +234,33 @@ class TestRoundTrip:
         torch.testing.assert_close(again.state_dict(), bert.state_dict(), rtol=0, atol=0)
 
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("named", "used", "is_said"),
+    [
+        ("roberta-base", "bert-base-uncased", True),
+        (MINILM, "all-MiniLM-L6-v2@main", True),
+        ("roberta-base", "TINY", True),
+        ("roberta-base", None, True),
+        (MINILM, "all-MiniLM-L6-v2", False),
+        ("google-bert/bert-base-uncased", "bert-base-uncased", False),
+        ("org/own@main", "org/own@main", False),
+        ("COPY", "TINY", False),
+        (None, None, False),
+    ],
+)
+def test_a_base_that_is_not_known_to_be_the_same_is_said(tiny, tmp_path, caplog, named, used, is_said):
+    """By name, and by hash where a folder or a name that this project pins has one."""
+    folders = {"TINY": str(tiny), "COPY": shutil.copytree(tiny, tmp_path / "copy").as_posix()}
+    named, used = folders.get(named, named), folders.get(used, used)
+    save(build(tiny, "lora", ("query",), 3, 5.0), tmp_path, base=named)
+    load_adapter(load_bert(tiny), tmp_path, **({"is_base": partial(same_weights, used)} if used else {}))
+    said = f"made for the base model {named!r}, which is not known to be this one; only tensor names and"
+    assert caplog.messages == is_said * [f"{tmp_path / 'adapter_config.json'}: {said} shapes were checked"]
+
+
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path) -> Path:
     """A good folder, to be spoiled; also the one that shows that spoiling is what is refused."""
@@ -283,8 +311,24 @@ class TestErrors:
             ("use_dora", True, "adapter_model.safetensors: does not fit adapter_config.json and the model"),
             ("bias", "all", "expected bias 'none', got 'all'"),
             ("rank_pattern", {"query": 2}, "does not fit adapter_config.json and the model: "),
-            *[(key, {"(a+)+$": 2}, f"expected {key} to have layers' names for keys, got '(a+)+$'") for key in
-              ("rank_pattern", "alpha_pattern")],
+            *[(key, {pattern: 2}, f"expected {key} to name layers with an adapter, {pattern!r} matches none")
+              for key in ("rank_pattern", "alpha_pattern") for pattern in ("(a+)+$", "(.|.)*!", "uery")],
+            *[(key, value, f"expected {key} to be a regular expression, got '{pattern}' (") for key, value,
+              pattern in (("target_modules", "(", "("), ("exclude_modules", "(?i:a)", "(?i:a)"),
+              ("alpha_pattern", {"a)": 2}, r"(.*\\.)?(a))$"))],
+            ("layers_to_transform", [1.5], "expected layers_to_transform to be whole numbers, got [1.5]"),
+            ("layers_to_transform", "1", "expected layers_to_transform to be whole numbers, got '1'"),
+            ("layers_pattern", "layer", "expected layers_to_transform beside layers_pattern, got None"),
+            ("exclude_modules", {"a": 1}, "expected exclude_modules to be names or a regular expression"),
+            ("exclude_modules", ["query"], "expected target_modules of the model, got none of its layers"),
+            ("target_modules", [["query"]], "expected target_modules to be names or a regular expression"),
+            ("target_modules", ["qury"], "expected target_modules of the model, got none of its layers"),
+            *[("target_modules", names, "does not fit adapter_config.json and the model: missing 'base_")
+              for names in (["key"], ["query", "key"], "all-linear", None)],
+            ("target_modules", ["1.attention.self.query"], "unexpected 'base_model.model.encoder.layer.0."),
+            ("auto_mapping", {"parent_library": "transformers.models.roberta.modeling_roberta"},
+              "expected an adapter of a BERT, got one of 'transformers.models.roberta.modeling_roberta'"),
+            ("base_model_name_or_path", 3, "expected a base model's name and revision, got 3"),
             *[(key, [3], f"expected {key} to be an object, got [3]") for key in
               ("rank_pattern", "alpha_pattern")],
             ("rank_pattern", {"query": 2.5}, "expected rank_pattern: query to be a whole number, got 2.5"),
@@ -298,11 +342,6 @@ class TestErrors:
         path = folder / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
         assert wanted in refused()
-
-    def test_dora_with_the_scale_of_rslora_is_refused(self, folder, refused):
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True, "use_rslora": True}))
-        assert refused() == "adapter_config.json: expected use_rslora or use_dora, got both"
 
     @pytest.mark.parametrize("key", ["peft_type", "r", "lora_alpha", "lora_dropout"])
     def test_a_setting_that_is_missing_is_named(self, folder, refused, key):

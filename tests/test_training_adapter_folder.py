@@ -246,3 +246,15 @@ def test_a_description_that_lacks_something_is_refused(key: str, own, refusal) -
     change(run / "adapter", lambda card: card.pop(key))
     for folder in (run, run / "adapter"):
         assert refusal(load_run, folder) == f"{run / 'adapter' / 'minibert.json'}: missing key {key!r}"
+
+
+def test_a_base_of_another_name_is_said_unless_it_only_moved(own, tiny, tmp_path, caplog) -> None:
+    run, moved = own("sts"), shutil.copytree(tiny, tmp_path / "moved")
+    for file, change in (
+        ("config.json", {"model": str(moved)}),
+        ("adapter/adapter_config.json", {"base_model_name_or_path": "roberta-base"}),
+    ):
+        assert caplog.messages == []
+        (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | change))
+        load_run(run)
+    assert "made for the base model 'roberta-base', which is not known to be this one" in caplog.text

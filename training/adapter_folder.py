@@ -6,6 +6,7 @@ head, tokenizer or computation, would still load, and be wrong without a word.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from lora.adapter_io import load_adapter, save_adapter
 from minibert.errors import InputError
 from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
-from minibert.hub import resolve
+from minibert.hub import resolve, same_weights
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
 from tasks.data import Dataset
@@ -103,7 +104,8 @@ def load_adapter_folder(folder: Path, config: Config, head: Path) -> tuple[TaskM
             raise InputError(
                 f"{base / file}: expected the base model of {where}, sha256 {expected}, got {got}"
             )
-    model, tokenizer = _open(folder, config, base, head)
+    # The weights are those of the card's model, whatever place config.json may give for them now.
+    model, tokenizer = _open(folder, replace(config, model=card.config.model), base, head)
     for task in config.tasks:
         texts, logits = zip(*card.golden[task.name], strict=True)
         got = logits_of(config, model, tokenizer, task, texts)
@@ -163,7 +165,7 @@ def _read_golden(golden: object, task: Task, where: str) -> list[tuple[tuple[str
 
 def _open(folder: Path, config: Config, base: Path, head: Path) -> tuple[TaskModel, Tokenizer]:
     bert = load_encoder(replace(config, precision="fp32", encoder_dropout=0.0), base)
-    load_adapter(bert, folder, targets=config.targets)
+    load_adapter(bert, folder, targets=config.targets, is_base=partial(same_weights, config.model))
     model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
     load_heads(model, head)
     return model.eval(), build_tokenizer(config, base)
