@@ -96,13 +96,22 @@ class LoRALinear(nn.Linear):
     @torch.no_grad()
     def merged(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """A plain layer with W' as its weight, in `dtype` (that of W if None); this one stays as it is."""
-        lora_A, lora_B = self.lora_A.weight, self.lora_B.weight
-        weight, *_ = lora_merge(self.weight, lora_A, lora_B, self.scaling, self.magnitude, dtype)
+        W, _, *factors = self.parameters_of_y
+        weight = merged_weight(W, *factors, self.scaling).to(dtype or W.dtype)
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True), requires_grad=False)
         return plain.train(self.training)
+
+
+@torch.no_grad()
+def merged_weight(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, magnitude: Tensor | None, scaling: float
+) -> Tensor:
+    """W' = g ⊙ (W + s·B A), with DoRA's g = m/‖W + s·B A‖, [N, K] in the dtype of B"""
+    V, _, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, lora_B.dtype)
+    return V if gain is None else V.mul_(gain[:, None])
 
 
 class DoRALinear(LoRALinear):
