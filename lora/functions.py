@@ -10,12 +10,12 @@ Letters: M tokens, K input features, N output features, r rank. Weights as store
 may be None. The gradient of W, [N, K], is never formed: A's and B's are products of rank r.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import (
     dora_gain,
@@ -27,7 +27,25 @@ from kernels.dispatch import (
     lora_outer_dot,
     lora_up,
 )
+from kernels.gradients import first_order
 from kernels.philox import Masking
+
+
+def without_autocast(compute: Callable) -> Callable:
+    """Of a Function's forward or backward, which say themselves in which dtype they compute.
+
+    A backward pass may run within autocast or, as PyTorch advises, outside of it.
+    """
+
+    @functools.wraps(compute)
+    def call(ctx, first: Tensor, *others: object) -> object:
+        device = first.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return compute(ctx, first, *others)
+        with torch.autocast(device, enabled=False):
+            return compute(ctx, first, *others)
+
+    return call
 
 
 class Merged(torch.autograd.Function):
@@ -45,6 +63,7 @@ class Merged(torch.autograd.Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(ctx, x: Tensor, scaling: float, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         """x [M, K], and of each layer weight [N, K], bias [N], lora_A [r, K], lora_B [N, r], magnitude [N]"""
         outputs, saved = [], []
@@ -62,7 +81,8 @@ class Merged(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order
+    @without_autocast
     def backward(ctx, *dys: Tensor) -> tuple[Tensor | None, ...]:
         x, *saved = ctx.saved_tensors
         x, s, layers, dx = x.contiguous(), ctx.scaling, in_groups(saved, 6), None
@@ -110,6 +130,7 @@ class Split(torch.autograd.Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx,
         x: Tensor,  # [M, K]
@@ -137,7 +158,8 @@ class Split(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_order
+    @without_autocast
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W, lora_A, lora_B, h, norm, gain, z = ctx.saved_tensors
         dy, Bt = dy.contiguous(), lora_B.mT.contiguous()
