@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.reference import lora_merge
-from lora.layers import LoRALinear
+from lora.layers import LoRALinear, merged_weight
 from lora.methods import METHODS, merge
 from lora.placement import IN_LAYER, linear_names
 from minibert.errors import InputError
@@ -115,10 +114,9 @@ class Trained:
 @torch.no_grad()
 def _merged(layer: LoRALinear) -> tuple[Tensor, float]:
     """W' = g ⊙ (W + s · B A) in fp64, with g = m/‖W + s · B A‖ of DoRA, else 1; and ‖s · B A‖."""
-    lora_A, lora_B = layer.lora_A.weight.double(), layer.lora_B.weight.double()
-    magnitude = None if layer.magnitude is None else layer.magnitude.double()
-    weight, *_ = lora_merge(layer.weight.double(), lora_A, lora_B, layer.scaling, magnitude)
-    return weight, layer.scaling * (lora_B @ lora_A).norm().item()
+    weight, _, *factors = (None if one is None else one.double() for one in layer.parameters_of_y)
+    lora_A, lora_B, _ = factors
+    return merged_weight(weight, *factors, layer.scaling), layer.scaling * (lora_B @ lora_A).norm().item()
 
 
 def read_trained(path: Path, task: str | None = None) -> Trained:

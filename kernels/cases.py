@@ -28,18 +28,18 @@ class Tensors(NamedTuple):
 
     x: Tensor  # [M, K]
     dx: Tensor  # [M, K]
-    y: Tensor  # [M, N]
+    y: Tensor  # [M, N], also as z
     dy: Tensor  # [M, N]
     h: Tensor  # [M, r]
     A: Tensor  # [r, K]
     Bt: Tensor  # [r, N]
     W: Tensor  # [N, K]
-    vectors: Tensor  # [4, N], none near zero: m, ‖V‖, m / ‖V‖ and sums over y
+    vectors: Tensor  # [3, N], none near zero: m, ‖V‖ and m / ‖V‖
 
 
 def tensors(one: Layer, dtype: torch.dtype, device: torch.device) -> Tensors:
     M, K, N, r, _ = one
-    shapes = ((M, K), (M, K), (M, N), (M, N), (M, r), (r, K), (r, N), (N, K), (4, N))
+    shapes = ((M, K), (M, K), (M, N), (M, N), (M, r), (r, K), (r, N), (N, K), (3, N))
     drawn = [torch.randn(shape, device=device) for shape in shapes]
     return Tensors(*(tensor.to(dtype) for tensor in drawn[:4]), *drawn[4:-1], drawn[-1].abs() + 1)
 
@@ -47,21 +47,17 @@ def tensors(one: Layer, dtype: torch.dtype, device: torch.device) -> Tensors:
 def operations(one: Layer, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     """Each operation that a layer calls, and the fused backward pass over dy that it could."""
     t, s = tensors(one, dtype, device), SCALING
-    m, norm, gain, dots = t.vectors
-    B, W = t.Bt.mT, t.W.to(dtype)
+    m, norm, gain = t.vectors
+    B = t.Bt.mT
     calls: dict[str, tuple[Call, Pass]] = {
         "down": (lambda: dispatch.lora_down(t.x, t.A), one.down(one.K)),
         "up": (lambda: dispatch.lora_up(t.y, t.h, t.Bt), one.up()),
         "outer": (lambda: dispatch.lora_outer(t.h, t.dy, s), one.outer(one.N)),
-        "outer and dot": (lambda: dispatch.lora_outer_dot(t.h, t.dy, t.y, s, gain), one.outer_dot()),
+        "outer and dot": (lambda: dispatch.lora_outer_dot(t.h, t.dy, t.y, s, gain, norm), one.outer_dot()),
         "backward y": (lambda: dispatch.lora_backward_y(t.dy, t.h, t.Bt, s), one.backward_y()),
         "merge": (lambda: dispatch.lora_merge(t.W, t.A, B, s, None, dtype), one.merge()),
         "merge and gain": (lambda: dispatch.lora_merge(t.W, t.A, B, s, m, dtype), one.merge(gains=True)),
         "gain": (lambda: dispatch.dora_gain(t.W, t.A, B, s, m), one.gain()),
-        "magnitude": (
-            lambda: dispatch.dora_magnitude(dots, m, norm, t.dy, t.x, W, t.h, t.Bt, s),
-            one.magnitude(),
-        ),
     }
     for name, (call, passed) in calls.items():
         yield Case(name, {"ours": call, "unfused": unfused(call)}, [passed])

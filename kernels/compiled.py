@@ -23,12 +23,9 @@ from kernels.tiles import compiled_for
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Pointers to activations, in a case's dtype; all others are parameters or low-rank values, in fp32.
-ACTIVATIONS = {"x_ptr", "dx_ptr", "y_ptr", "dy_ptr", "dropped_ptr", "merged_ptr"}
-OPTIONAL = {
-    "lora_merge": {"magnitude_ptr", "norm_ptr", "gain_ptr"},
-    "lora_magnitude": set(),
-}  # of the others gain and bias
-ONLY_OUTER_DOT = {"y_ptr", "bias_ptr"}  # of the kernel of lora_outer
+ACTIVATIONS = {"x_ptr", "dx_ptr", "y_ptr", "dy_ptr", "z_ptr", "dropped_ptr", "merged_ptr"}
+OPTIONAL = {"lora_merge": {"magnitude_ptr", "norm_ptr", "gain_ptr"}}  # of the others the gain
+ONLY_OUTER_DOT = {"z_ptr", "norm_ptr"}  # of the kernel of lora_outer
 
 
 class Compiled(NamedTuple):
@@ -46,12 +43,12 @@ class Compiled(NamedTuple):
 def compile_kernel(
     operation: str, architecture: int, rank: int, width: int, dtype: str, launch: Launch, full: bool
 ) -> Compiled:
-    """`dtype` is that of the activations, as Triton writes it (fp16); `full`: with mask, gain and bias."""
+    """`dtype` is that of the activations, as Triton writes it (fp16); `full`: with mask and gain."""
     kernel = importlib.import_module(f"kernels.{kernel_name(operation)}").kernel
     mask = Mask(0.1, seed=0, step=0, site=0) if full and operation != "outer_dot" else None
     constants = compiled_for(kernel, width, rank, mask, launch)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    optional = OPTIONAL.get(kernel_name(operation), {"gain_ptr", "bias_ptr"})
+    optional = OPTIONAL.get(kernel_name(operation), {"gain_ptr"})
     absent = (set() if full else optional) | (ONLY_OUTER_DOT if operation == "outer" else set())
     constants |= {name: None for name in kernel.arg_names if name in absent}
     signature = {parameter.name: _type(parameter, dtype, constants) for parameter in kernel.params}

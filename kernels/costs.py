@@ -70,7 +70,11 @@ class Layer(NamedTuple):
         return Pass(HALF * self.M * width + FULL * (self.M * self.r + self.r * width))
 
     def up(self) -> Pass:
-        return Pass(2 * HALF * self.M * self.N + FULL * (self.M * self.r + self.r * self.N + self.N))
+        return Pass(2 * HALF * self.M * self.N + FULL * (self.M * self.r + self.r * self.N))
+
+    def gained(self) -> Pass:
+        """y = g ⊙ z + b, where z is kept for the gradient of m"""
+        return Pass(2 * HALF * self.M * self.N + 2 * FULL * self.N)
 
     def outer(self, width: int, extra_rows: int = 0) -> Pass:
         partial = 2 * FULL * self.splits * (self.r + extra_rows) * width
@@ -79,7 +83,7 @@ class Layer(NamedTuple):
 
     def outer_dot(self) -> Pass:
         one = self.outer(self.N, extra_rows=1)
-        return one._replace(bytes=one.bytes + HALF * self.M * self.N + FULL * self.N)
+        return one._replace(bytes=one.bytes + HALF * self.M * self.N + 2 * FULL * self.N)
 
     def backward_x(self) -> Pass:
         one = self.outer(self.K)
@@ -91,7 +95,7 @@ class Layer(NamedTuple):
         return Pass(read + FULL * self.r * (self.M + self.N))
 
     def merge(self, gains: bool = False) -> Pass:
-        """W' = V; with gains also m in, ‖V‖ and m / ‖V‖ out, and W' = g ⊙ V"""
+        """V; with gains also m in, ‖V‖ and m / ‖V‖ out"""
         vectors = 3 * FULL * self.N if gains else 0
         return Pass((FULL + HALF) * self.N * self.K + FULL * self.r * (self.K + self.N) + vectors)
 
@@ -100,12 +104,8 @@ class Layer(NamedTuple):
         return Pass(FULL * (self.N * self.K + self.r * (self.K + self.N) + 3 * self.N))
 
     def gained_weight(self) -> Pass:
-        """g ⊙ W, for dx = dy (g ⊙ W)"""
+        """g ⊙ V, for dx = dy (g ⊙ V); W in the place of V alike"""
         return Pass(2 * HALF * self.N * self.K + FULL * self.N)
-
-    def magnitude(self) -> Pass:
-        """dm = dots / m, where no gain is too small to divide by"""
-        return Pass(4 * FULL * self.N)
 
     def x(self) -> int:
         return HALF * self.M * self.K
@@ -147,14 +147,16 @@ def lora_merged(one: Layer) -> Path:
 
 
 def dora_split(one: Layer) -> Path:
-    forward = (one.gain(), one.gemm(), one.down(one.K), one.up())
-    low_rank = (one.down(one.N), one.outer_dot(), one.magnitude(), one.backward_x())
+    forward = (one.gain(), one.gemm(), one.down(one.K), one.up(), one.gained())
+    low_rank = (one.down(one.N), one.outer_dot(), one.backward_x())
     return Path(forward, (one.gained_weight(), one.gemm(), *low_rank), one.x() + one.h() + one.y())
 
 
 def dora_merged(one: Layer) -> Path:
-    low_rank = (one.down(one.N), one.down(one.K), one.outer(one.K), one.outer_dot(), one.magnitude())
-    return Path((one.merge(gains=True), one.gemm()), (one.gemm(), *low_rank), one.x() + one.y())
+    """As LoRA, with z = x Vᵀ and y = g ⊙ z + b"""
+    forward = (one.merge(gains=True), one.gemm(), one.gained())
+    low_rank = (one.down(one.N), one.down(one.K), one.outer(one.K), one.outer_dot())
+    return Path(forward, (one.gained_weight(), one.gemm(), *low_rank), one.x() + one.y())
 
 
 PATHS: dict[str, Callable[[Layer], Path]] = {

@@ -56,22 +56,11 @@ def lora_down(
     return _call(choose("down", x, A, mask=mask), x, A, scale, mask, gain)
 
 
-def lora_up(
-    y: Tensor,
-    h: Tensor,
-    Bt: Tensor,
-    scale: float = 1.0,
-    mask: Masking | None = None,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """y ← g ⊙ (y + scale · keep / (1 - p) ⊙ (h Bᵀ)) + b, in place.
-
-    y [M, N], h [M, r], Bᵀ [r, N], g, b [N] -> y
-    """
+def lora_up(y: Tensor, h: Tensor, Bt: Tensor, scale: float = 1.0, mask: Masking | None = None) -> Tensor:
+    """y ← y + scale · keep / (1 - p) ⊙ (h Bᵀ), in place: y [M, N], h [M, r], Bᵀ [r, N] -> y."""
     (M, N), rank = _matrix("y", y), len(Bt)
-    _check(rank, y=(y, (M, N)), h=(h, (M, rank)), Bt=(Bt, (rank, N)), gain=(gain, (N,)), bias=(bias, (N,)))
-    return _call(choose("up", y, Bt, h, mask=mask), y, h, Bt, scale, mask, gain, bias)
+    _check(rank, y=(y, (M, N)), h=(h, (M, rank)), Bt=(Bt, (rank, N)))
+    return _call(choose("up", y, Bt, h, mask=mask), y, h, Bt, scale, mask)
 
 
 def lora_outer(
@@ -84,17 +73,12 @@ def lora_outer(
 
 
 def lora_outer_dot(
-    h: Tensor,
-    dy: Tensor,
-    y: Tensor,
-    scale: float = 1.0,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
+    h: Tensor, dy: Tensor, z: Tensor, scale: float, gain: Tensor, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and Σ_M dy ⊙ (y - b) [N]: h [M, r], dy, y [M, N], g, b [N]."""
+    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and dm = Σ_M dy ⊙ z / ‖V‖ [N]: h [M, r], dy, z [M, N], g, ‖V‖ [N]."""
     (M, N), rank = _matrix("dy", dy), _matrix("h", h)[1]
-    _check(rank, dy=(dy, (M, N)), h=(h, (M, rank)), y=(y, (M, N)), gain=(gain, (N,)), bias=(bias, (N,)))
-    return _call(choose("outer_dot", dy, h.mT), h, dy, y, scale, gain, bias)
+    _check(rank, dy=(dy, (M, N)), h=(h, (M, rank)), z=(z, (M, N)), gain=(gain, (N,)), norm=(norm, (N,)))
+    return _call(choose("outer_dot", dy, h.mT), h, dy, z, scale, gain, norm)
 
 
 def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Masking | None = None) -> Tensor:
@@ -126,7 +110,7 @@ def lora_merge(
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """W' = g ⊙ V with V = W + s·B A, ‖V‖ and g = m/‖V‖ [N]; lora_B [N, r] may be of any strides."""
+    """V = W + s·B A [N, K], ‖V‖ and g = m/‖V‖ [N]; lora_B [N, r] may be of any strides."""
     _check_weight(weight, lora_A, lora_B, magnitude)
     function = choose_for_weight("lora_merge", weight, lora_B)
     return _call(function, weight, lora_A, lora_B, scaling, magnitude, dtype)
@@ -144,30 +128,6 @@ def dora_gain(
     """‖W + s·B A‖ and m/‖W + s·B A‖ per output row, [N] each."""
     _check_weight(weight, lora_A, lora_B, magnitude)
     return _call(choose_for_weight("dora_gain", weight, lora_B), weight, lora_A, lora_B, scaling, magnitude)
-
-
-def dora_magnitude(
-    dots: Tensor,
-    magnitude: Tensor,
-    norm: Tensor,
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    h: Tensor,
-    Bt: Tensor,
-    scaling: float,
-) -> Tensor:
-    """dm = Σ_M dy ⊙ z / ‖V‖ [N], from dots = Σ_M dy ⊙ (y - b) where that says enough.
-
-    dots, magnitude, norm [N], dy [M, N], x [M, K], weight [N, K], h [M, r], Bᵀ [r, N] -> [N]
-    """
-    (M, N), K, rank = _matrix("dy", dy), _matrix("x", x)[1], len(Bt)
-    vectors = {"dots": (dots, (N,)), "magnitude": (magnitude, (N,)), "norm": (norm, (N,))}
-    low_rank = {"h": (h, (M, rank)), "Bt": (Bt, (rank, N))}
-    _check(rank, dy=(dy, (M, N)), x=(x, (M, K)), weight=(weight, (N, K)), **low_rank, **vectors)
-    fused = _has_kernels(x, h, Bt, norm) and not _too_large(x) and not _too_large(dy) and not _too_wide(x)
-    module = kernel_module("magnitude") if fused else reference
-    return _call(module.dora_magnitude, dots, magnitude, norm, dy, x, weight, h, Bt, scaling)
 
 
 def _check_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, magnitude: Tensor | None) -> None:

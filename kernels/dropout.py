@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.dispatch import runs_kernels
+from kernels.gradients import first_order
 from kernels.philox import Mask, Masking
 
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-point number's size in bytes
@@ -115,6 +116,7 @@ class _Masked(torch.autograd.Function):
         return mask(x)
 
     @staticmethod
+    @first_order
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.mask(grad), None
 

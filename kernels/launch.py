@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs kernels on the CPU
-MAX_WIDTH = 8192  # of a row that lora_merge and lora_magnitude hold in registers
+MAX_WIDTH = 8192  # of a row that lora_merge holds in registers
 KERNEL_OF = {"outer_dot": "outer"}  # operations that have the kernel, and the launches, of another
 
 
@@ -33,7 +33,7 @@ class Launch(NamedTuple):
     splits: int = 1  # partial sums over the rows, added up in a fixed order afterwards
 
 
-# (operation, architecture) -> ((up to this rank, launch), ...); of merge and magnitude, up to this width.
+# (operation, architecture) -> ((up to this rank, launch), ...); of merge, up to this width.
 # fp32 activations use the row "fp32" where there is one, and that of sm_75 elsewhere.
 # Above the last rank matrix products are the faster way, and no kernel is launched.
 TABLE: dict[tuple[str, int | str], tuple[tuple[int, Launch], ...]] = {
@@ -73,12 +73,6 @@ TABLE: dict[tuple[str, int | str], tuple[tuple[int, Launch], ...]] = {
         (4096, Launch("rank-1", 1, 4096, 8)),
         (8192, Launch("rank-1", 1, 8192, 16)),
     ),
-    ("magnitude", 75): (
-        (1024, Launch("rank-1", 1, 1024, 4)),
-        (2048, Launch("rank-1", 1, 2048, 4)),
-        (4096, Launch("rank-1", 1, 4096, 8)),
-        (8192, Launch("rank-1", 1, 8192, 16)),
-    ),
     ("drop", 75): ((64, Launch("rank-1", 32, 64, 4)),),
 }  # fmt: skip
 
@@ -93,7 +87,7 @@ def architecture(device: torch.device) -> int:
 
 @functools.cache
 def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | None:
-    """The launch for activations in `dtype` and a rank (a width of merge and magnitude), or None."""
+    """The launch for activations in `dtype` and a rank (a width of merge), or None."""
     operation = KERNEL_OF.get(operation, operation)
     rows = ("fp32", 75) if dtype == torch.float32 else (row, 75)
     entries = next((TABLE[operation, key] for key in rows if (operation, key) in TABLE), ())

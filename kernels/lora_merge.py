@@ -1,9 +1,9 @@
-"""W' = g ⊙ V with V = W + scale · B A, and ‖V‖ and g = m / ‖V‖ per row, in one pass over W.
+"""V = W + scale · B A, and DoRA's ‖V‖ and g = m / ‖V‖ per row, in one pass over W.
 
 A program holds whole rows in registers, so that the norm, which needs all of a row, costs no second read.
 
-Bytes: W once (4 N K, kept in fp32), W' once (2 N K in half precision), norms and gains
-(12 N with m); A (4 r K) stays in the cache. FLOPs: 2 N K r + 3 N K. The norm alone writes no W'.
+Bytes: W once (4 N K, kept in fp32), V once (2 N K in half precision), norms and gains
+(12 N with m); A (4 r K) stays in the cache. FLOPs: 2 N K r + 2 N K. The norm alone writes no V.
 """
 
 import torch
@@ -50,7 +50,6 @@ def kernel(
             magnitude = tl.load(magnitude_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
             gain = tl.div_rn(magnitude, norm)
             tl.store(gain_ptr + rows, gain, mask=rows < N)
-            V = V * gain[:, None]
     if merged_ptr is not None:
         store_tile(merged_ptr, V, rows, columns, N, K)
 

@@ -1,13 +1,13 @@
 """scale · hᵀ (g ⊙ x̃) [r, K]: the gradient of A as (dh, x), that of Bᵀ as (h, dy).
 
-DoRA's magnitude needs Σ_M dy ⊙ (y - b) too: lora_outer_dot has it from the same pass over dy.
+DoRA's magnitude needs Σ_M dy ⊙ z / ‖V‖ too: lora_outer_dot has it from the same pass over dy.
 
 The rows are split among programs, each of which writes a partial sum that a second pass adds up, always in
 the same order: two runs give the same bits, which atomic additions would not.
 
 Bytes: x once (2 M K in half precision), h once per block of columns, from the cache after the first
 (4 M r); partial sums written and read (8 · splits · r K), the result written (4 r K). FLOPs: 2 M K r.
-lora_outer_dot: y once (2 M N), a row more of partial sums, 2 M N more FLOPs.
+lora_outer_dot: z once (2 M N), a row more of partial sums, 2 M N more FLOPs.
 """
 
 import torch
@@ -27,9 +27,9 @@ def kernel(
     h_ptr,  # [M, R], fp32
     x_ptr,  # [M, K]
     gain_ptr,  # [K] or None
-    y_ptr,  # [M, K] or None
-    bias_ptr,  # [K] or None
-    partial_ptr,  # [splits, R, K], fp32; with y [splits, R + 1, K]
+    z_ptr,  # [M, K] or None
+    norm_ptr,  # [K], with z
+    partial_ptr,  # [splits, R, K], fp32; with z [splits, R + 1, K]
     M: tl.int32,
     rows_each: tl.int32,
     scale: tl.float32,
@@ -54,18 +54,15 @@ def kernel(
         total = tl.zeros((ROWS, RANKS, COLUMNS), tl.float32)
     else:
         total = tl.zeros((RANKS, COLUMNS), tl.float32)
-    if y_ptr is not None:
+    if z_ptr is not None:
         dots = tl.zeros((ROWS, COLUMNS), tl.float32)
-        bias = tl.zeros((COLUMNS,), tl.float32)
-        if bias_ptr is not None:
-            bias = tl.load(bias_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
     end = tl.minimum((split + 1) * rows_each, M)
     for start in range(split * rows_each, end, ROWS):
         rows = start + tl.arange(0, ROWS)
         x = load_tile(x_ptr, rows, columns, end, K)  # [ROWS, COLUMNS]
-        if y_ptr is not None:
-            y = load_tile(y_ptr, rows, columns, end, K).to(tl.float32)
-            dots = fma(x.to(tl.float32), y - bias[None, :], dots)
+        if z_ptr is not None:
+            z = load_tile(z_ptr, rows, columns, end, K)
+            dots = fma(x.to(tl.float32), z.to(tl.float32), dots)
         if DROPOUT:
             keep = kept(rows, first_column, seed, step, site, first_row, threshold, ROWS, COLUMNS)
             x = tl.where(keep, x, 0.0)
@@ -82,11 +79,13 @@ def kernel(
     if gain_ptr is not None:
         gain = tl.load(gain_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         product = product * gain[None, :]
-    if y_ptr is None:
+    if z_ptr is None:
         partial_ptr += split * R * K
     else:
         partial_ptr += split * (R + 1) * K
-        tl.store(partial_ptr + R * K + columns, tl.sum(dots, axis=0), mask=columns < K)
+        norm = tl.load(norm_ptr + columns, mask=columns < K, other=1.0)
+        dm = tl.div_rn(tl.sum(dots, axis=0), norm)
+        tl.store(partial_ptr + R * K + columns, dm, mask=columns < K)
     store_tile(partial_ptr, product, ranks, columns, R, K)
 
 
@@ -105,14 +104,14 @@ def lora_outer(
 def lora_outer_dot(
     h: Tensor,
     dy: Tensor,
-    y: Tensor,
-    scale: float = 1.0,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
+    z: Tensor,
+    scale: float,
+    gain: Tensor,
+    norm: Tensor,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As kernels.reference has it: h [M, r], dy, y [M, N], g, b [N] -> [r, N], [N], fp32."""
-    both = _outer(h, dy, scale, None, gain, y, bias, launch)  # [r + 1, N]
+    """As kernels.reference has it: h [M, r], dy, z [M, N], g, ‖V‖ [N] -> [r, N], [N], fp32."""
+    both = _outer(h, dy, scale, None, gain, z, norm, launch)  # [r + 1, N]
     return both[:-1], both[-1]
 
 
@@ -122,22 +121,22 @@ def _outer(
     scale: float,
     mask: Mask | None,
     gain: Tensor | None,
-    y: Tensor | None,
-    bias: Tensor | None,
+    z: Tensor | None,
+    norm: Tensor | None,
     launch: Launch | None,
 ) -> Tensor:
     (M, K), rank = x.shape, h.shape[1]
     launch = launch or find("outer", architecture(x.device), x.dtype, rank)
     rows_each = rows_per_split(M, launch)
     splits = ceil_div(M, max(rows_each, 1))
-    height = rank if y is None else rank + 1
+    height = rank if z is None else rank + 1
     partial = torch.empty(splits, height, K, dtype=torch.float32, device=x.device)
     kernel[(ceil_div(K, launch.columns), splits)](
         h,
         x,
         gain,
-        y,
-        bias,
+        z,
+        norm,
         partial,
         M,
         rows_each,

@@ -1,4 +1,4 @@
-"""y ← g ⊙ (y + scale · keep / (1 - p) ⊙ (h Bᵀ)) + b, in place: the rest of a layer in one pass over y.
+"""y ← y + scale · keep / (1 - p) ⊙ (h Bᵀ), in place: the low-rank term in one pass over y.
 
 Without a mask the second half of the forward pass, y being x Wᵀ; with one, dx += keep / (1 - p) ⊙ (dh A).
 
@@ -22,8 +22,6 @@ def kernel(
     y_ptr,  # [M, N], changed
     h_ptr,  # [M, R], fp32
     B_ptr,  # [R, N]
-    gain_ptr,  # [N] or None
-    bias_ptr,  # [N] or None
     M: tl.int32,
     scale: tl.float32,
     seed: tl.int64,
@@ -53,14 +51,7 @@ def kernel(
     if DROPOUT:
         keep = kept(rows, first_column, seed, step, site, first_row, threshold, ROWS, COLUMNS)
         update = tl.where(keep, update, 0.0)
-    total = y.to(tl.float32) + scale * update
-    if gain_ptr is not None:
-        gain = tl.load(gain_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)
-        total = total * gain[None, :]
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)
-        total = total + bias[None, :]
-    store_tile(y_ptr, total, rows, columns, M, N)
+    store_tile(y_ptr, y.to(tl.float32) + scale * update, rows, columns, M, N)
 
 
 def lora_up(
@@ -69,19 +60,15 @@ def lora_up(
     Bt: Tensor,
     scale: float = 1.0,
     mask: Mask | None = None,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
     launch: Launch | None = None,
 ) -> Tensor:
-    """As kernels.reference has it: y [M, N], h [M, r], Bᵀ [r, N], g, b [N] -> y."""
+    """As kernels.reference has it: y [M, N], h [M, r], Bᵀ [r, N] -> y."""
     (M, N), rank = y.shape, Bt.shape[0]
     launch = launch or find("up", architecture(y.device), y.dtype, rank)
     kernel[(ceil_div(M, launch.rows), ceil_div(N, launch.columns))](
         y,
         h,
         Bt,
-        gain,
-        bias,
         M,
         scale * (1 if mask is None else mask.scale),
         *mask_arguments(mask),

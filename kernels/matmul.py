@@ -19,24 +19,12 @@ def lora_down(
     return scale * (_dropped(x, mask) @ A.to(x.dtype).mT).float()
 
 
-def lora_up(
-    y: Tensor,
-    h: Tensor,
-    Bt: Tensor,
-    scale: float = 1.0,
-    mask: Masking | None = None,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """y ← g ⊙ (y + scale · keep / (1 - p) ⊙ (h Bᵀ)) + b, in place [M, N]."""
+def lora_up(y: Tensor, h: Tensor, Bt: Tensor, scale: float = 1.0, mask: Masking | None = None) -> Tensor:
+    """y ← y + scale · keep / (1 - p) ⊙ (h Bᵀ), in place [M, N]."""
     h, Bt = h.to(y.dtype), Bt.to(y.dtype)
     if mask is None:
-        y.addmm_(h, Bt, alpha=scale)
-    else:
-        y.add_(_dropped(h @ Bt, mask), alpha=scale)
-    if gain is not None:
-        y.mul_(gain)
-    return y if bias is None else y.add_(bias)
+        return y.addmm_(h, Bt, alpha=scale)
+    return y.add_(_dropped(h @ Bt, mask), alpha=scale)
 
 
 def lora_outer(
@@ -48,16 +36,10 @@ def lora_outer(
 
 
 def lora_outer_dot(
-    h: Tensor,
-    dy: Tensor,
-    y: Tensor,
-    scale: float = 1.0,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
+    h: Tensor, dy: Tensor, z: Tensor, scale: float, gain: Tensor, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and Σ_M dy ⊙ (y - b) [N]"""
-    z = y if bias is None else y - bias.to(y.dtype)
-    return lora_outer(h, dy, scale, gain=gain), (dy * z).sum(0, dtype=torch.float32)
+    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and dm = Σ_M dy ⊙ z / ‖V‖ [N]"""
+    return lora_outer(h, dy, scale, gain=gain), (dy * z).sum(0, dtype=torch.float32) / norm
 
 
 def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Masking | None = None) -> Tensor:

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from kernels.philox import Masking
 
-# Where |m/‖V‖| is smaller, y - b is mostly rounding.
-SMALL_GAIN = 1 / 64
-
 
 def lora_down(
     x: Tensor, A: Tensor, scale: float = 1.0, mask: Masking | None = None, gain: Tensor | None = None
@@ -24,26 +21,17 @@ def lora_down(
     Also dh = s · (g ⊙ dy) B, as lora_down(dy, Bᵀ, s, gain=g).
     """
     dtype = wide(x, A)
-    return scale * (_gained(_dropped(x, mask), gain).to(dtype) @ A.to(dtype).mT)
+    A = A.to(dtype)
+    return scale * (_dropped(x, mask).to(dtype) @ (A if gain is None else A * gain).mT)
 
 
-def lora_up(
-    y: Tensor,
-    h: Tensor,
-    Bt: Tensor,
-    scale: float = 1.0,
-    mask: Masking | None = None,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """y ← g ⊙ (y + scale · keep / (1 - p) ⊙ (h Bᵀ)) + b, in place: y [M, N], h [M, r], Bᵀ [r, N], g, b [N].
+def lora_up(y: Tensor, h: Tensor, Bt: Tensor, scale: float = 1.0, mask: Masking | None = None) -> Tensor:
+    """y ← y + scale · keep / (1 - p) ⊙ (h Bᵀ), in place: y [M, N], h [M, r], Bᵀ [r, N].
 
     Without a mask the second half of a forward pass; with one, dx += keep / (1 - p) ⊙ (dh A).
     """
     dtype = wide(y, h, Bt)
-    update = _dropped(scale * (h.to(dtype) @ Bt.to(dtype)), mask)  # [M, N]
-    total = _gained(y + update, gain)
-    return y.copy_(total if bias is None else total + bias)
+    return y.copy_(y + _dropped(scale * (h.to(dtype) @ Bt.to(dtype)), mask))
 
 
 def lora_outer(
@@ -54,24 +42,18 @@ def lora_outer(
     dA = lora_outer(dh, x, mask=mask) and dBᵀ = lora_outer(h, dy, s, gain=g).
     """
     dtype = wide(h, x)
-    return scale * _gained(h.to(dtype).mT @ _dropped(x, mask).to(dtype), gain)
+    product = scale * (h.to(dtype).mT @ _dropped(x, mask).to(dtype))
+    return product if gain is None else product * gain
 
 
 def lora_outer_dot(
-    h: Tensor,
-    dy: Tensor,
-    y: Tensor,
-    scale: float = 1.0,
-    gain: Tensor | None = None,
-    bias: Tensor | None = None,
+    h: Tensor, dy: Tensor, z: Tensor, scale: float, gain: Tensor, norm: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and Σ_M dy ⊙ (y - b) [N]: h [M, r], dy, y [M, N], g, b [N].
+    """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and dm = Σ_M dy ⊙ z / ‖V‖ [N]: what DoRA's B and m need of dy.
 
-    What DoRA's B and m need of dy, as y - b = g ⊙ z and dm = Σ_M dy ⊙ z / ‖V‖.
+    h [M, r], dy, z [M, N], gain, norm [N]
     """
-    z = y.to(wide(dy, y))
-    dots = (dy * (z if bias is None else z - bias)).sum(0)
-    return lora_outer(h, dy, scale, gain=gain), dots
+    return lora_outer(h, dy, scale, gain=gain), (dy * z.to(wide(dy, z))).sum(0) / norm
 
 
 def lora_backward_x(x: Tensor, dx: Tensor, dh: Tensor, A: Tensor, mask: Masking | None = None) -> Tensor:
@@ -100,7 +82,7 @@ def lora_merge(
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """W' = g ⊙ V with V = W + s·B A, and ‖V‖ and g = m/‖V‖; without a magnitude V, None and None.
+    """V = W + s·B A, and DoRA's ‖V‖ and g = m/‖V‖; without a magnitude None and None.
 
     weight [N, K], lora_A [r, K], lora_B [N, r], magnitude [N] -> [N, K] in `dtype` (the weight's own if
     None), twice [N] in lora_B's dtype. V is summed in lora_B's dtype and rounded once.
@@ -110,8 +92,7 @@ def lora_merge(
     if magnitude is None:
         return V.to(dtype), None, None
     norm = row_norm(V)  # [N]
-    gain = magnitude / norm  # [N]
-    return V.mul_(gain[:, None]).to(dtype), norm, gain
+    return V.to(dtype), norm, magnitude / norm
 
 
 def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
@@ -126,32 +107,9 @@ def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) ->
 def dora_gain(
     weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, magnitude: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """‖V‖ and g = m/‖V‖, [N] each: what lora_merge gives beside W'."""
+    """‖V‖ and g = m/‖V‖, [N] each: what lora_merge gives beside V."""
     norm = dora_norm(weight, lora_A, lora_B, scaling)
     return norm, magnitude / norm
-
-
-def dora_magnitude(
-    dots: Tensor,
-    magnitude: Tensor,
-    norm: Tensor,
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    h: Tensor,
-    Bt: Tensor,
-    scaling: float,
-) -> Tensor:
-    """dm = Σ_M dy ⊙ z / ‖V‖ [N], z = x Wᵀ + s · h Bᵀ: dots / m, as dots = Σ_M dy ⊙ (y - b).
-
-    Where |m/‖V‖| is below SMALL_GAIN, y - b holds too few digits of z to divide, and z is computed anew.
-    dots, magnitude, norm [N], dy [M, N], x [M, K], weight [N, K], h [M, r], Bᵀ [r, N]
-    """
-    dm = dots / magnitude
-    for n in ((magnitude / norm).abs() < SMALL_GAIN).nonzero().flatten():  # hardly ever any
-        z = x.to(norm.dtype) @ weight[n].to(norm.dtype) + scaling * (h @ Bt[:, n]).to(norm.dtype)  # [M]
-        dm[n] = (dy[:, n].to(norm.dtype) @ z) / norm[n]
-    return dm
 
 
 def row_norm(V: Tensor) -> Tensor:
@@ -168,7 +126,3 @@ def wide(*tensors: Tensor) -> torch.dtype:
 def _dropped(x: Tensor, mask: Masking | None) -> Tensor:
     """x̃"""
     return x if mask is None else mask(x)
-
-
-def _gained(x: Tensor, gain: Tensor | None) -> Tensor:
-    return x if gain is None else x.to(wide(x)) * gain

@@ -143,7 +143,7 @@ def forms_error(layer: layers.LoRALinear, exported: nn.Linear, x: Tensor, dy: Te
     parameters = (layer.weight, layer.bias, layer.lora_A.weight, layer.lora_B.weight, layer.magnitude)
     leaves, s = trained(layer), layer.scaling
     split = differentiate(
-        lambda x: Split.apply(x, None, layer.weight_in(x.dtype), *parameters, s), x, dy, leaves
+        lambda x: Split.apply(x, None, layer.weight.to(x.dtype), *parameters, s), x, dy, leaves
     )
     merged = differentiate(lambda x: Merged.apply(x, s, *parameters)[0], x, dy, leaves)
     own, plain = differentiate(layer, x, dy, leaves), differentiate(exported, x, dy, {})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.dispatch import dora_norm, fits_one_pass, lora_merge
+from kernels.dispatch import DTYPES, dora_norm, fits_one_pass, lora_merge
 from kernels.dropout import draw
 from lora.functions import Merged, Split
 
@@ -19,10 +19,11 @@ class LoRALinear(nn.Linear):
 
     `scaling` is s: alpha / r in LoRA, alpha / sqrt(r) in rsLoRA (Kalajdzievski 2023). B starts at
     zero, so a fresh layer computes exactly what the layer it replaces computed. W may be kept in any
-    dtype; A and B are kept in fp32 or better, and all compute in the dtype of x.
+    dtype; A and B are kept in fp32 or better, and all compute in the dtype of x, or in autocast's.
 
     Raises:
         ValueError: if rank is not in [1, min(in, out)], scaling not above 0, or dropout not in [0, 1).
+        TypeError: in a call, if x is not of floating point.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scaling: float, dropout: float = 0.0):
@@ -39,7 +40,6 @@ class LoRALinear(nn.Linear):
         if base.bias is not None:
             self.bias = nn.Parameter(base.bias.detach(), requires_grad=False)
         kept = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
-        self._cast: tuple[tuple, Tensor] | None = None  # where it came from, and W in another dtype
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Linear(base.in_features, rank, bias=False, **kept)
@@ -59,14 +59,16 @@ class LoRALinear(nn.Linear):
         """x [M, K] -> [M, N]; of any other shape, the last dimension counts"""
         if x.dim() != 2:
             return self(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-        parameters = self.parameters_of_y
+        x, parameters = activations(x), self.parameters_of_y
         if self.training and self.dropout.p > 0:
-            return Split.apply(x, draw(self.dropout, x), self.weight_in(x.dtype), *parameters, self.scaling)
+            W = self.weight.to(x.dtype)
+            return Split.apply(x, draw(self.dropout, x), W, *parameters, self.scaling)
         return Merged.apply(x, self.scaling, *parameters)[0]
 
     @staticmethod
     def together(layers: Sequence["LoRALinear"], x: Tensor) -> tuple[Tensor, ...]:
         """y of each of several layers with one input x [M, K]; the merged form shares its passes over x."""
+        x = activations(x)
         same_scale = len({layer.scaling for layer in layers}) == 1
         drops = any(layer.training and layer.dropout.p > 0 for layer in layers)
         if drops or not same_scale or not fits_one_pass(x, sum(len(layer.lora_A.weight) for layer in layers)):
@@ -84,25 +86,33 @@ class LoRALinear(nn.Linear):
         return None
 
     @torch.no_grad()
-    def weight_in(self, dtype: torch.dtype) -> Tensor:
-        """W in the dtype of the activations, [N, K]; cast once, since it never changes."""
-        if self.weight.dtype == dtype:
-            return self.weight
-        source = (self.weight.data_ptr(), self.weight._version, dtype)
-        if self._cast is None or self._cast[0] != source:
-            self._cast = (source, self.weight.to(dtype))
-        return self._cast[1]
-
-    @torch.no_grad()
     def merged(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """A plain layer with W' as its weight, in `dtype` (that of W if None); this one stays as it is."""
-        lora_A, lora_B = self.lora_A.weight, self.lora_B.weight
-        weight, *_ = lora_merge(self.weight, lora_A, lora_B, self.scaling, self.magnitude, dtype)
+        W, _, *factors = self.parameters_of_y
+        weight = merged_weight(W, *factors, self.scaling).to(dtype or W.dtype)
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True), requires_grad=False)
         return plain.train(self.training)
+
+
+def activations(x: Tensor) -> Tensor:
+    """x in the dtype to compute in: its own, or within autocast what PyTorch's linear layers cast to."""
+    if x.dtype not in DTYPES:
+        raise TypeError(f"expected x in a floating-point dtype, got {x.dtype}")
+    device = x.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if casts and x.dtype != torch.float64 else x
+
+
+@torch.no_grad()
+def merged_weight(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, magnitude: Tensor | None, scaling: float
+) -> Tensor:
+    """W' = g ⊙ (W + s·B A), with DoRA's g = m/‖W + s·B A‖, [N, K] in the dtype of B"""
+    V, _, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, lora_B.dtype)
+    return V if gain is None else V.mul_(gain[:, None])
 
 
 class DoRALinear(LoRALinear):

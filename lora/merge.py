@@ -45,14 +45,13 @@ def measure(layers: "Iterable[LoRALinear]", dtype: "torch.dtype") -> Drift:
     """The layers as they are merged in a dtype, against W' from the same parameters in fp64."""
     import torch
 
-    from kernels.reference import lora_merge
+    from lora.layers import merged_weight
 
     errors, noise, kept, update = [], 0.0, 0.0, 0.0
     for layer in layers:
-        parts = (layer.weight, layer.lora_A.weight, layer.lora_B.weight)
-        weight, lora_A, lora_B = (part.detach().double() for part in parts)
-        magnitude = None if layer.magnitude is None else layer.magnitude.detach().double()
-        exact, *_ = lora_merge(weight, lora_A, lora_B, layer.scaling, magnitude)  # [N, K]
+        parts = (None if one is None else one.detach().double() for one in layer.parameters_of_y)
+        weight, _, *factors = parts
+        exact = merged_weight(weight, *factors, layer.scaling)  # [N, K]
         rounded, delta = layer.merged(dtype).weight.double(), exact - weight
         errors.append(((rounded - exact).abs().max() / exact.abs().max()).item())
         noise += (rounded - exact).square().sum().item()

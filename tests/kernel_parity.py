@@ -19,7 +19,6 @@ from kernels.lora_backward_x import lora_backward_x
 from kernels.lora_backward_y import lora_backward_y
 from kernels.lora_down import lora_down
 from kernels.lora_drop import lora_drop
-from kernels.lora_magnitude import dora_magnitude
 from kernels.lora_merge import dora_gain, dora_norm, lora_merge
 from kernels.lora_outer import lora_outer, lora_outer_dot
 from kernels.lora_up import lora_up
@@ -30,7 +29,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 RANKS = (1, 3, 8, 12, 16, 64)
 MASK = Mask(0.3, seed=-(2**40) - 17, step=5, site=3, first_row=2)
 STORED = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 7e-3}
-# M, K or N, and whether there is a mask, a gain and a bias: no multiple of any tile, nor of 8
+# M, K or N, and whether there is a mask and a gain: no multiple of any tile, nor of 8
 CASES = ((70, 96, False), (37, 83, True))
 
 
@@ -128,11 +127,10 @@ def test_down(M, width, full, rank, dtype, launch):
 @each("up")
 def test_up(M, width, full, rank, dtype, launch):
     y, h, Bt = numbers(M, width, dtype=dtype, seed=0), numbers(M, rank, seed=1), numbers(rank, width, seed=2)
-    g, b = numbers(width, seed=3), numbers(width, seed=4, dtype=dtype)
-    mask, gain, bias = (MASK, g, b) if full else (None, None, None)
-    y64, h64, Bt64, g64, b64 = exact(y, h, Bt, *((g, b) if full else (torch.ones(1), torch.zeros(1))))
-    expected = g64 * (y64 + 1.7 * kept(mask, M, width) * (h64 @ Bt64)) + b64
-    assert lora_up(y, h, Bt, 1.7, mask, gain, bias, launch=launch) is y
+    mask = MASK if full else None
+    y64, h64, Bt64 = exact(y, h, Bt)
+    expected = y64 + 1.7 * kept(mask, M, width) * (h64 @ Bt64)
+    assert lora_up(y, h, Bt, 1.7, mask, launch=launch) is y
     assert_near(y, expected, STORED[dtype])
 
 
@@ -146,17 +144,16 @@ def test_outer(M, width, full, rank, dtype, launch):
     assert_near(lora_outer(h, x, 1.7, mask, gain, launch=launch), expected, summed(dtype, launch))
 
 
-@cases
+@pytest.mark.parametrize(("M", "width"), [case[:2] for case in CASES])
 @each("outer")
-def test_outer_dot(M, width, full, rank, dtype, launch):
-    h, dy, y = (numbers(M, size, dtype=kind, seed=size) for size, kind in
+def test_outer_dot(M, width, rank, dtype, launch):
+    h, dy, z = (numbers(M, size, dtype=kind, seed=size) for size, kind in
                 ((rank, torch.float32), (width, dtype), (width, dtype)))  # fmt: skip
-    g, b = numbers(width, seed=2), numbers(width, seed=3)
-    h64, dy64, y64, g64, b64 = exact(h, dy, y, *((g, b) if full else (torch.ones(1), torch.zeros(1))))
-    arguments = (1.7, g, b) if full else (1.7,)
-    dBt, dots = lora_outer_dot(h, dy, y, *arguments, launch=launch)
+    g, norm = numbers(width, seed=2), numbers(width, seed=3).abs() + 1
+    h64, dy64, z64, g64, norm64 = exact(h, dy, z, g, norm)
+    dBt, dm = lora_outer_dot(h, dy, z, 1.7, g, norm, launch=launch)
     assert_near(dBt, 1.7 * h64.T @ (g64 * dy64), summed(dtype, launch))
-    assert_near(dots, (dy64 * (y64 - b64)).sum(axis=0), STORED[torch.float32])
+    assert_near(dm, (dy64 * z64).sum(axis=0) / norm64, STORED[torch.float32])
 
 
 @cases
@@ -197,7 +194,7 @@ def test_merge_and_norm(N, K, rank, dtype):
     assert_near(merged, V, STORED[dtype])
     transposed = B.mT.contiguous().mT  # as a layer that keeps Bᵀ has it
     merged, norm, gain = lora_merge(W, A, transposed, 0.7, m, torch.float16)
-    assert_near(merged, (m64 / norms)[:, None] * V, STORED[torch.float16])
+    assert_near(merged, V, STORED[torch.float16])
     assert_near(norm, norms, STORED[torch.float32])
     assert_near(gain, m64 / norms, STORED[torch.float32])
     assert_near(dora_norm(W, A, B, 0.7), norms, STORED[torch.float32])
@@ -205,29 +202,12 @@ def test_merge_and_norm(N, K, rank, dtype):
         assert_near(got, expected, STORED[torch.float32])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("rank", [1, 12])
-@pytest.mark.parametrize("K", [83, 1100])
-def test_magnitude(K, rank, dtype):
-    """Outputs 1 and 3 have a gain so small that the sums over y say nothing: here they are NaN."""
-    M, N = 19, 5
-    x, dy, W = (numbers(*size, dtype=dtype, seed=i) for i, size in enumerate(((M, K), (M, N), (N, K))))
-    h, Bt = numbers(M, rank, seed=3), numbers(rank, N, seed=4)
-    norm = numbers(N, seed=5).abs() + 1
-    m = norm * torch.tensor([1.0, 0.0, -0.5, 1e-3, 2.0], device=DEVICE)
-    x64, dy64, W64, h64, Bt64, norm64, m64 = exact(x, dy, W, h, Bt, norm, m)
-    sums = (dy64 * (x64 @ W64.T + 0.7 * h64 @ Bt64)).sum(axis=0)  # Σ_M dy ⊙ z
-    dots = torch.from_numpy(sums * m64 / norm64).float().to(DEVICE)
-    dots[1], dots[3] = math.nan, math.nan
-    assert_near(dora_magnitude(dots, m, norm, dy, x, W, h, Bt, 0.7), sums / norm64, 2e-6)
-
-
 def test_a_row_of_zeros_has_the_smallest_norm():
     W, A, B = torch.zeros(3, 40), numbers(2, 40, seed=0).cpu(), torch.zeros(3, 2)
     W, A, B = (tensor.to(DEVICE) for tensor in (W, A, B))
     assert dora_norm(W, A, B, 1.0).eq(torch.finfo(torch.float32).tiny).all()
-    merged, *_ = lora_merge(W, A, B, 1.0, torch.full((3,), torch.finfo(torch.float32).tiny, device=DEVICE))
-    assert merged.eq(0).all()
+    gain = lora_merge(W, A, B, 1.0, torch.full((3,), torch.finfo(torch.float32).tiny, device=DEVICE))[2]
+    assert gain.eq(1).all()
 
 
 @pytest.mark.parametrize("shape", [(37, 96), (70, 83), (1, 5)], ids=str)
@@ -255,9 +235,9 @@ def every_operation(launch_row: int = 75) -> dict[str, Tensor]:
     dx = y.clone()
     results = {
         "down": lora_down(x, A, 1.3, MASK, g, launch=launch("down")),
-        "up": lora_up(y, h, A, 1.3, MASK, g, g, launch=launch("up")),
+        "up": lora_up(y, h, A, 1.3, MASK, launch=launch("up")),
         "outer": lora_outer(h, x, 1.3, MASK, g, launch=launch("outer")),
-        "outer_dot": lora_outer_dot(h, x, y, 1.3, g, g, launch=launch("outer"))[1],
+        "outer_dot": lora_outer_dot(h, x, y, 1.3, g, g.abs(), launch=launch("outer"))[1],
         "backward_x": lora_backward_x(x, dx, h, A, MASK, launch=launch("backward_x")),
         "dx": dx,
         "drop": lora_drop(x, MASK),
@@ -265,8 +245,6 @@ def every_operation(launch_row: int = 75) -> dict[str, Tensor]:
     }
     m = h[:, 0].contiguous()
     results["merged"], results["merged norm"], results["gain"] = lora_merge(x, A, h, 0.5, m)
-    dy, W, norm = x[:, :9].contiguous(), x[:9].contiguous(), m[:9].abs()
-    results["dm"] = dora_magnitude(norm, m[:9], norm, dy, x, W, h, A[:, :9].contiguous(), 0.5)
     if launch_row >= 80:
         results["dh"], results["dBt"] = lora_backward_y(x, h, A, 1.3, g, launch=launch("backward_y"))
     return results

@@ -12,7 +12,7 @@ from tolerances import tolerance
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import lora_backward_x, lora_down, lora_magnitude, lora_merge, lora_outer, lora_up
+from kernels import lora_backward_x, lora_down, lora_merge, lora_outer, lora_up
 from kernels.dispatch import without_kernels
 from kernels.dropout import install_dropout
 from kernels.philox import Mask
@@ -20,7 +20,7 @@ from lora.layers import DoRALinear, LoRALinear
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-KERNELS = (lora_backward_x, lora_down, lora_magnitude, lora_merge, lora_outer, lora_up)
+KERNELS = (lora_backward_x, lora_down, lora_merge, lora_outer, lora_up)
 M, K, N, RANK, SCALING = 45, 40, 83, 3, 0.6
 # Operations that compute nothing on a device, or that are made of those that do
 FREE = {"view", "_unsafe_view", "t", "transpose", "detach", "alias", "empty", "new_empty", "empty_strided",
@@ -36,7 +36,7 @@ def adapted(layer: type[LoRALinear], dropout: float, dtype: torch.dtype) -> nn.S
         if tensor.requires_grad:
             tensor.data += 0.3 * torch.randn_like(tensor)
     if layer is DoRALinear:
-        one.lora_magnitude_vector.data[5] = 1e-3  # too small to get its gradient from y
+        one.lora_magnitude_vector.data[5] = 0
     one.bias.data = one.bias.data.to(dtype)
     model = nn.Sequential(one).to(DEVICE)
     install_dropout(model, seed=7).step = 3
@@ -147,7 +147,6 @@ def test_a_layer_computes_the_same_without_kernels(layer, dtype):
 def test_a_layer_launches_no_more_than_the_roofline_says(layer, dropout, monkeypatch):
     """At rank 3 on sm_75, where every operation has a kernel."""
     model = adapted(layer, dropout, torch.float16)
-    model[0].weight_in(torch.float16)  # cast once in a run
     x = torch.randn(M, K, dtype=torch.float16, device=DEVICE).requires_grad_()
     launches = Launches(monkeypatch)
     with launches:
@@ -157,6 +156,6 @@ def test_a_layer_launches_no_more_than_the_roofline_says(layer, dropout, monkeyp
     launches.seen.clear()
     with launches:
         torch.autograd.grad(y, [x, *(one for one in model.parameters() if one.requires_grad)], dy)
-    most = {("LoRALinear", 0.0): (2, 7), ("DoRALinear", 0.0): (2, 8),
-            ("LoRALinear", 0.25): (3, 6), ("DoRALinear", 0.25): (4, 8)}[layer.__name__, dropout]  # fmt: skip
+    most = {("LoRALinear", 0.0): (2, 7), ("DoRALinear", 0.0): (3, 8),
+            ("LoRALinear", 0.25): (4, 6), ("DoRALinear", 0.25): (6, 7)}[layer.__name__, dropout]  # fmt: skip
     assert (len(forward), len(launches.seen)) == most, (forward, launches.seen)

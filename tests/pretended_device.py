@@ -243,10 +243,10 @@ def first_part(partial: Tensor, *values: Tensor) -> None:
 
 
 def outer(k: SimpleNamespace) -> None:
-    if k.y is None:
+    if k.z is None:
         first_part(k.partial, reference.lora_outer(k.h, k.x, k.scale, k.mask, k.gain))
     else:
-        first_part(k.partial, *reference.lora_outer_dot(k.h, k.x, k.y, k.scale, k.gain, k.bias))
+        first_part(k.partial, *reference.lora_outer_dot(k.h, k.x, k.z, k.scale, k.gain, k.norm))
 
 
 def backward_y(k: SimpleNamespace) -> None:
@@ -267,14 +267,11 @@ def merge(k: SimpleNamespace) -> None:
 
 KERNELS = {
     "down": lambda k: k.h.copy_(reference.lora_down(k.x, k.A, k.scale, k.mask, k.gain)),
-    "up": lambda k: reference.lora_up(k.y, k.h, k.B, k.scale, k.mask, k.gain, k.bias),
+    "up": lambda k: reference.lora_up(k.y, k.h, k.B, k.scale, k.mask),
     "outer": outer,
     "backward_x": lambda k: first_part(k.partial, reference.lora_backward_x(k.x, k.dx, k.dh, k.A, k.mask)),
     "backward_y": backward_y,
     "merge": merge,
-    "magnitude": lambda k: k.dm.copy_(
-        reference.dora_magnitude(k.dots, k.magnitude, k.norm, k.dy, k.x, k.W, k.h, k.Bt, k.scale)
-    ),
     "drop": lambda k: k.dropped.copy_(reference.lora_drop(k.x, k.mask)),
 }
 

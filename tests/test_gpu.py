@@ -143,12 +143,12 @@ def without_waiting(device: str) -> Iterator[None]:
 
 
 def three_layers(layer: type[LoRALinear], dropout: float, device: str) -> nn.ModuleList:
-    """As attention has them; of DoRA's gains one is too small to get its gradient from y."""
+    """As attention has them; one of DoRA's magnitudes is 0."""
     layers = [layer(nn.Linear(32, 48), 8, 2.0, dropout) for _ in range(3)]
     for one in layers:
         nn.init.normal_(one.lora_B.weight)
         if layer is DoRALinear:
-            one.lora_magnitude_vector.data[5] = 1e-3
+            one.lora_magnitude_vector.data[5] = 0
     model = nn.ModuleList(layers).to(device)
     install_dropout(model, seed=0)
     return model
@@ -159,8 +159,6 @@ def three_layers(layer: type[LoRALinear], dropout: float, device: str) -> nn.Mod
 @dropouts
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
 def test_a_layer_does_not_wait_for_the_gpu(device: str, method: str, dropout: float, kernels: bool) -> None:
-    if not kernels and method == "dora":
-        pytest.skip("without kernels the outputs of small gain are looked up from the CPU")
     dtype = torch.float32 if device == "cpu" else torch.float16
     model = three_layers(ADAPTERS[method], dropout, device)
     x = torch.randn(40, 32, device=device).to(dtype).requires_grad_()

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 ROOT = Path(__file__).parents[1]
 # In two processes of about the same length, for pytest -n 2
-PARTS = (("down", "merge", "magnitude", "drop"), ("up", "outer", "outer_dot", "backward_x", "backward_y"))
+PARTS = (("down", "merge", "drop"), ("up", "outer", "outer_dot", "backward_x", "backward_y"))
 
 
 def audit(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 SMALL = Layer(M=24, K=16, N=32, r=3, splits=16)
 OPERATIONS = {"down", "up", "outer", "outer and dot", "backward y", "merge", "merge and gain", "gain",
-              "magnitude", "down, dropout", "backward x, dropout"}  # fmt: skip
+              "down, dropout", "backward x, dropout"}  # fmt: skip
 LAYERS = set(PATHS) - {"frozen"}
 HAS_PEFT = peft_costs.installed()
 

@@ -144,6 +144,11 @@ class TestLayer:
 
         assert torch.autograd.gradcheck(at_step_3, x)
 
+    def test_gradients_of_gradients_are_refused(self):
+        x = torch.randn(4, 5, requires_grad=True)
+        with pytest.raises(RuntimeError, match="no second-order gradients"):
+            torch.autograd.grad(dropout(0.5)(x).square().sum(), x, create_graph=True)
+
     def test_layouts_that_are_not_contiguous_give_what_contiguous_ones_give(self):
         x = torch.randn(6, 10)
         expected = dropout(0.5)(x.T.contiguous())

@@ -42,7 +42,7 @@ def test_activations_are_those_of_the_layers_that_gradients_reach(tiny: Path, sm
     assert of(method="lora", targets=("query",)) == 2 * (layer + 4 * hidden)
     assert of(method="lora", targets=("query@1",)) == layer + 4 * hidden
     assert of(method="lora", targets=("query@0",)) == 2 * layer + 4 * hidden
-    assert of(method="dora", targets=("query", "value"), lora_dropout=0.1) == 2 * (layer + 6 * hidden)
+    assert of(method="dora", targets=("query", "value"), lora_dropout=0.1) == 2 * (layer + 14 * hidden)
     assert of(method="lora", targets=("query",), recompute=True) == layer + 4 * hidden + 2 * 4 * hidden
     run = Run(settings(tiny, small_data, method="frozen"))
     assert token_bytes(run.config, run.trainer.model.bert, length=8, size=4) == 0

@@ -6,9 +6,9 @@ The numbers are the same either way.
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from kernels.gradients import first_order
 from minibert.model import Bert
 from minibert.sequences import Sequences
 
@@ -23,7 +23,7 @@ class CastAll(torch.autograd.Function):
         return tuple(cast_all(tensors, dtype))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         cast = iter(cast_all([one for one in gradients if one is not None], ctx.dtype))
         return None, *(None if one is None else next(cast) for one in gradients)

@@ -5,7 +5,8 @@ What is counted, in bytes; c is the size of a number in the dtype that activatio
     weights       what the model holds, and the c of each encoder weight that a step merges or casts
     training      16 of each number that trains (gradient, AdamW's two moments, the best epoch's copy)
     activations   of each token in each layer that gradients reach: 5 H + I, and the input of each linear
-                  whose weight learns from it (H, I), times c; a byte of each value that dropout may drop;
+                  whose weight learns from it (H, I), DoRA's output before gain and bias (H, I), times c; a
+                  byte of each value that dropout may drop;
                   attention's N T (c + 1)
     features      of an encoder that never changes what it makes of each text, 4 H
     libraries     what oneDNN, the tokenizer and the data take beside what was imported
@@ -87,13 +88,14 @@ def token_bytes(config: Config, bert: Bert, length: float, size: int) -> float:
     of_layers = []
     for layer in bert.encoder["layer"]:
         inputs = {"attention.self": 0, "attention.output": 0, "intermediate": 0, "output": 0}
-        masks = 0
+        products = masks = 0
         for name, module in layer.named_modules():
             if learns(module) and "lora_" not in name:
                 place = next(one for one in inputs if name.startswith(one))
-                inputs[place] = in_features(module)  # query, key and value share theirs
-                masks += in_features(module) if config.lora_dropout else 0
-        values = 5 * hidden + wide + sum(inputs.values())
+                inputs[place] = one_of(module).in_features  # query, key and value share theirs
+                masks += one_of(module).in_features if config.lora_dropout else 0
+                products += one_of(module).out_features if config.method == "dora" else 0
+        values = 5 * hidden + wide + sum(inputs.values()) + products
         masks += 2 * hidden if config.encoder_dropout else 0
         of_layers.append((sum(inputs.values()), values * size + masks + heads * length * (size + 1)))
     reached = next((i for i, (learnt, _) in enumerate(of_layers) if learnt), len(of_layers))
@@ -109,9 +111,9 @@ def learns(module: nn.Module) -> bool:
     return type(module).__name__ == "Linear" and module.weight.requires_grad
 
 
-def in_features(module: nn.Module) -> int:
-    one = next(iter(module.adapters.values())) if isinstance(module, LinearByTask) else module
-    return one.in_features
+def one_of(module: nn.Module) -> nn.Linear:
+    """Itself, or of an adapter for each task the first"""
+    return next(iter(module.adapters.values())) if isinstance(module, LinearByTask) else module
 
 
 def available_mib(
