@@ -343,6 +343,12 @@ class TestErrors:
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
         assert wanted in refused()
 
+    def test_layers_of_a_list_the_model_lacks_are_none(self, folder, refused):
+        path = folder / "adapter_config.json"
+        lists = {"layers_to_transform": [0, 1], "layers_pattern": ["blocks", "lay"]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | lists))
+        assert refused().endswith("expected target_modules of the model, got none of its layers")
+
     @pytest.mark.parametrize("key", ["peft_type", "r", "lora_alpha", "lora_dropout"])
     def test_a_setting_that_is_missing_is_named(self, folder, refused, key):
         path = folder / "adapter_config.json"
