@@ -34,8 +34,8 @@ class Batch:
     """B examples as S packed sequences: S = B, or 2B for Siamese pairs (left sides, then right sides).
 
     `pooled` is what the encoder makes of them, where that is known: see `Features`; there are no tokens then.
-    With a `share` the tokens are those of its examples, ids those of the whole batch, and so are labels
-    unless it is apart.
+    With a `share` the tokens are those of its examples, ids those of the whole batch, and so are labels and
+    texts unless it is apart.
     """
 
     ids: tuple[str, ...]
@@ -43,6 +43,7 @@ class Batch:
     token_type_ids: Tensor  # [M]
     sequences: Sequences  # of S
     labels: Tensor | None  # [B]
+    texts: Tensor | None = None  # [2B], of Siamese pairs: one number for equal texts
     pooled: Tensor | None = None  # [S, H]
     share: Share | None = None
 
@@ -68,7 +69,8 @@ class Batch:
         """This batch on a device, by one copy; where its pooled vectors are known, the tokens stay behind."""
         if device.type == "cpu":
             return self
-        read = ("input_ids", "token_type_ids", "labels") if self.pooled is None else ("pooled", "labels")
+        read = ("input_ids", "token_type_ids") if self.pooled is None else ("pooled",)
+        read += ("labels", "texts")
         own = {name: getattr(self, name) for name in read if getattr(self, name) is not None}
         of_sequences = self.sequences.tensors() if self.pooled is None else {}
         moved = move(own | of_sequences, device)
@@ -201,9 +203,16 @@ class Dataset:
             token_type_ids=torch.from_numpy(token_type_ids),
             sequences=Sequences(lengths, filler, whole=whole, places=places),
             labels=None if self.labels is None else torch.from_numpy(self.labels[labelled]),
+            texts=self.numbered(labelled) if len(self.sides) > 1 else None,
             pooled=None if self.features is None else self.features.of(mine),
             share=share,
         )
+
+    def numbered(self, indices: np.ndarray) -> Tensor:
+        """Of each side of these examples the first place at which its tokens stand, [2B]."""
+        first: dict[bytes, int] = {}
+        tokens = [side.input_ids[side.span(i)].tobytes() for side in self.sides for i in indices]
+        return torch.tensor([first.setdefault(one, place) for place, one in enumerate(tokens)])
 
     def in_order_of_length(
         self, most: int, most_tokens: int, among: np.ndarray | None = None

@@ -82,21 +82,26 @@ TEMPERATURE = 0.05  # τ
 POSITIVE = 0.8  # of labels in [0, 1]: duplicates, and scores of 4 or more of 5
 
 
-def simcse(u: Tensor, v: Tensor, labels: Tensor) -> Tensor:
+def simcse(u: Tensor, v: Tensor, labels: Tensor, texts: Tensor | None = None) -> Tensor:
     """-log(exp(cos(uᵢ, vᵢ)/τ) / Σⱼ exp(cos(uᵢ, vⱼ)/τ)), the mean over pairs i that say the same; τ = 0.05.
 
     Gao et al. 2021, eq. 5 without its hard negatives: the right sides of all the batch's other pairs are the
-    negatives. A pair says the same if its label is at least 0.8; a batch without such a pair has a loss of 0.
+    negatives, but those that are equal to uᵢ or vᵢ by `texts` [2B], numbers of the left sides' texts and then
+    the right ones'. A pair says the same if its label is at least 0.8; a batch without one has a loss of 0.
     """
     similarities = F.normalize(u, eps=1e-8) @ F.normalize(v, eps=1e-8).T / TEMPERATURE  # [B, B]
+    if texts is not None:
+        left, right = texts.chunk(2)
+        equal = (left[:, None] == right) | (right[:, None] == right)  # [B, B]
+        similarities = similarities.masked_fill(equal.fill_diagonal_(False), -math.inf)
     losses = similarities.logsumexp(dim=1) - similarities.diagonal()  # [B]
     positive = labels >= POSITIVE
     return where(positive, losses, otherwise=0.0).sum() / positive.sum().clamp(min=1)
 
 
-def simcse_unsupervised(u: Tensor, v: Tensor) -> Tensor:
+def simcse_unsupervised(u: Tensor, v: Tensor, texts: Tensor | None = None) -> Tensor:
     """The same of S sentences: u and v [S, H] are what two draws of dropout make of them (eq. 4)."""
-    return simcse(u, v, u.new_ones(len(u)))
+    return simcse(u, v, u.new_ones(len(u)), None if texts is None else texts.repeat(2))
 
 
 # Of logits [B, C] and labels [B].

@@ -49,14 +49,21 @@ class TaskModel(nn.Module):
     def encode_together(self, batches: Mapping[str, Batch], device: torch.device) -> dict[str, Batch]:
         """Batches of several tasks with their pooled vectors, of one pass, each task by its own adapters.
 
-        They are still on the host: only labels, and the row that they make together, go to the device.
+        They are still on the host: only labels and texts' numbers, and the row that they make together, go to
+        the device.
         """
         self.send(batches)
         pooled = self.encode(join(list(batches.values())).to(device))  # [S, H]
         parts = pooled.split([len(batch.sequences.lengths) for batch in batches.values()])
-        labels = move({task: batch.labels for task, batch in batches.items()}, device)  # [B] each
+        here = {
+            (task, name): getattr(batch, name)
+            for task, batch in batches.items()
+            for name in ("labels", "texts")
+            if getattr(batch, name) is not None
+        }
+        moved = move(here, device)
         return {
-            task: replace(batch, pooled=part, labels=labels[task])
+            task: replace(batch, pooled=part, labels=moved[task, "labels"], texts=moved.get((task, "texts")))
             for (task, batch), part in zip(batches.items(), parts, strict=True)
         }
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tasks.base import Task
 from tasks.data import Batch
-from tasks.losses import LOSSES, SIDE_LOSSES, simcse_unsupervised
+from tasks.losses import LOSSES, SIDE_LOSSES, simcse, simcse_unsupervised
 from tasks.model import TaskModel
 
 
@@ -21,9 +21,10 @@ def objective(model: TaskModel, task: Task, loss: str, batch: Batch) -> Tensor:
     pooled = batch.whole_sides(own)  # [2B, H]
     if loss == "simcse-unsup":
         # Each pass draws dropout anew.
-        trained = simcse_unsupervised(pooled, batch.whole_sides(model.encode(batch)))
+        trained = simcse_unsupervised(pooled, batch.whole_sides(model.encode(batch)), batch.texts)
     else:
         low, high = task.label_range
-        trained = SIDE_LOSSES[loss](*pooled.chunk(2), (batch.labels - low) / (high - low))
+        given = (*pooled.chunk(2), (batch.labels - low) / (high - low))
+        trained = simcse(*given, batch.texts) if loss == "simcse" else SIDE_LOSSES[loss](*given)
     read = LOSSES[task.loss](batch.whole(model.heads[task.name](own.detach())), batch.labels)
     return trained + (read - read.detach())

@@ -71,6 +71,15 @@ def test_a_batch_of_sentences_packs_what_the_tokenizer_gave(tokenizer: Tokenizer
     assert unpacked(batch) == encoded(tokenizer, [examples[i].texts[0] for i in indices])
 
 
+def test_equal_texts_of_siamese_pairs_have_one_number(tokenizer: Tokenizer):
+    """As the encoder reads them: these words differ in case alone."""
+    pairs = [("A cat", "a dog"), ("what", "a cat"), ("what", "a dog .")]
+    examples = [Example(str(i), pair, 1.0) for i, pair in enumerate(pairs)]
+    data = Dataset(STS, examples, tokenizer, siamese=True)
+    assert data.collate(np.array([0, 1, 2])).texts.tolist() == [0, 1, 1, 3, 0, 5]
+    assert Dataset(STS, examples, tokenizer).collate(np.array([0, 1, 2])).texts is None
+
+
 @pytest.mark.parametrize("indices", CHOICES)
 def test_a_batch_of_concatenated_pairs_holds_one_sequence_a_pair(tokenizer: Tokenizer, indices: list[int]):
     examples = some_examples(QQP, 9)

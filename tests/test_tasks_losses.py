@@ -179,6 +179,28 @@ def test_unsupervised_simcse_is_torchs_cross_entropy_over_the_second_views(batch
     torch.testing.assert_close(ours, value_and_gradients(theirs, u, v), **FP64)
 
 
+@pytest.mark.parametrize(("left", "right", "negatives"), [
+    ("ab", "ab", [[1], [0]]),
+    ("aa", "bb", [[], []]),
+    ("ab", "ca", [[], [0]]),  # v₁ is u₀ once more
+    ("aba", "cdc", [[1], [0, 2], [1]]),
+    ("aba", "cde", [[1, 2], [0, 2], [0, 1]]),  # what a is paired with elsewhere is another text
+])  # fmt: skip
+def test_an_equal_text_is_no_negative(left: str, right: str, negatives: list[list[int]]):
+    u, v = sides(len(left), 7, 0)
+    u, v = (torch.stack([side[text.index(one)] for one in text]) for side, text in ((u, left), (v, right)))
+    texts = torch.tensor([ord(one) for one in left + right])
+    every = F.cosine_similarity(u[:, None], v[None], dim=2) / 0.05
+    want = [every[i, [i, *others]].logsumexp(0) - every[i, i] for i, others in enumerate(negatives)]
+    torch.testing.assert_close(simcse(u, v, torch.ones(len(left)), texts), sum(want) / len(want), **FP64)
+
+
+def test_an_equal_sentence_is_no_negative_without_supervision():
+    views = [side[[0, 0]] for side in sides(2, 7, 0)]
+    assert simcse_unsupervised(*views, torch.tensor([5, 5])) == 0
+    assert simcse_unsupervised(*views) > 0.69
+
+
 def test_a_batch_in_which_no_pair_says_the_same_moves_nothing_in_simcse():
     u, v = sides(5, 7, 0)
     value, *gradients = value_and_gradients(simcse, u, v, torch.full((5,), 0.79))
@@ -225,7 +247,8 @@ def test_on_another_device_no_loss_reads_a_value():
         sides = loss in SIDE_LOSSES.values()
         inputs = [torch.empty(9, 4, **there) for _ in range(2)] if sides else [torch.empty(9, 1, **there)]
         dtype = torch.int64 if loss is cross_entropy else torch.float32
-        loss(*inputs, torch.empty(9, device="meta", dtype=dtype)).backward()
+        texts = [torch.empty(18, device="meta")] if loss is simcse else []
+        loss(*inputs, torch.empty(9, device="meta", dtype=dtype), *texts).backward()
 
 
 def test_the_command_line_knows_every_loss_and_no_other():

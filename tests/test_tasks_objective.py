@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,18 @@ def test_both_sides_go_through_the_encoder_in_one_pass(loss: str, tiny: Path, sm
     (hidden,) = encoded(run, loss, batch)
     assert len(batch.sequences.lengths) == 2 * len(batch.labels)
     assert len(hidden) == sum(batch.sequences.lengths) + batch.sequences.filler
+
+
+@pytest.mark.parametrize(("loss", "negatives"), [("simcse", 0), ("simcse-unsup", 2)])
+def test_a_pair_that_is_there_twice_is_not_its_own_negative(
+    loss: str, negatives: int, tiny: Path, small_data: Path
+) -> None:
+    """Without dropout the loss is log(1 + Σ exp((cos - 1)/τ)); unsupervised, the other side is a negative."""
+    run, _ = started(tiny, small_data, loss)
+    data, model, (task,) = run.data["train"]["sts"], run.trainer.model.eval(), run.config.tasks
+    best = int(data.labels.argmax())
+    alone, twice = (objective(model, task, loss, data.collate(np.full(n, best))) for n in (1, 2))
+    torch.testing.assert_close(twice.expm1(), negatives * alone.expm1(), **FP32)
 
 
 @pytest.mark.parametrize("training", [True, False])
