@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora.methods import LARGEST_ALPHA, LARGEST_RANK, METHODS, Method
+from lora.regex import Regex
 from minibert.errors import InputError
 from minibert.files import read_json
 
@@ -68,9 +69,8 @@ SETTINGS: dict[str, tuple] = {
     "qalora_group_size": (),
 }
 
-MOST_CHOICES = 24  # of an expression: each | is one, each of * + ? {} four
-Names = re.Pattern | list[str]  # an expression for whole names, or their ends
-Pattern = Mapping[str, tuple[re.Pattern, float]]  # numbers, by an expression for whole names or their ends
+Names = Regex | list[str]  # an expression for whole names, or their ends
+Pattern = Mapping[str, tuple[Regex, float]]  # numbers, by an expression for whole names or their ends
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Targets:
     modules: Names
     excluded: Names
     layers: Sequence[int] | None
-    lists: Sequence[re.Pattern]
+    lists: Sequence[Regex]
 
     def match(self, name: str) -> bool:
         if _match(self.excluded, name) or not _match(self.modules, name):
@@ -149,8 +149,8 @@ def by_layer(setting: str, pattern: Pattern, within: str, names: Sequence[str]) 
 
 
 def _match(names: Names, name: str) -> bool:
-    if isinstance(names, re.Pattern):
-        return names.fullmatch(name) is not None
+    if isinstance(names, Regex):
+        return names.fullmatch(name)
     return any(f".{name}".endswith(f".{end}") for end in names)
 
 
@@ -182,11 +182,12 @@ def _targets(config: dict, path: Path) -> Targets:
         raise InputError(f"{path}: expected layers_to_transform to be whole numbers, got {layers!r}")
     lists = config.get("layers_pattern") or []
     lists = [lists] if isinstance(lists, str) else _names(config, "layers_pattern", path, [])
+    lists = [rf"(?:^|.*?\.){one}\.\d+\." for one in lists] or [r".*?\.[^.]*\.\d+\."]
     return Targets(
         modules=_names(config, "target_modules", path, DEFAULT_TARGETS),
         excluded=_names(config, "exclude_modules", path, []),
         layers=layers or None,
-        lists=[_regex(one, "layers_pattern", path, r"(?:^|.*?\.){}\.\d+\.") for one in lists or [r"[^.]*"]],
+        lists=[_regex(one, "layers_pattern", path) for one in lists],
     )
 
 
@@ -202,19 +203,10 @@ def _names(config: dict, key: str, path: Path, default: list[str]) -> Names:
     return names
 
 
-def _regex(pattern: str, key: str, path: Path, within: str = "{}") -> re.Pattern:
-    """The expression, put into another.
-
-    Python's `re` tries one way after another, and of `(.|.)*` there are 2^n in n characters. So a repeated
-    group is refused, and more than a few choices.
-    """
-    plain = re.sub(r"\\.|\[[^]]*\]", "c", pattern).replace("(?", "(")  # a class is one character
-    choices = 4 * len(re.findall(r"[*+?{]\??", plain)) + plain.count("|")
+def _regex(pattern: str, key: str, path: Path) -> Regex:
     try:
-        if choices > MOST_CHOICES or re.search(r"\)[*+?{]", plain):
-            raise re.error("a repeated group, or more choices than are tried here")
-        return re.compile(within.format(pattern))
-    except (re.error, OverflowError) as error:
+        return Regex(pattern)
+    except ValueError as error:
         wanted = f"expected {key} to be a regular expression"
         raise InputError(f"{path}: {wanted}, got {pattern[:100]!r} ({error})") from None
 
@@ -233,6 +225,6 @@ def _pattern(config: dict, key: str, kind: type, path: Path) -> Pattern:
     if not isinstance(pattern, dict):
         raise InputError(f"{path}: expected {key} to be an object, got {pattern!r}")
     return {
-        one: (_regex(one, key, path, r"(.*\.)?({})$"), _number(pattern, one, kind, path, f"{key}: "))
+        one: (_regex(rf"(.*\.)?({one})$", key, path), _number(pattern, one, kind, path, f"{key}: "))
         for one in pattern
     }

@@ -312,13 +312,10 @@ class TestErrors:
             ("bias", "all", "expected bias 'none', got 'all'"),
             ("rank_pattern", {"query": 2}, "does not fit adapter_config.json and the model: "),
             *[(key, {pattern: 2}, f"expected {key} to name layers with an adapter, {pattern!r} matches none")
-              for key in ("rank_pattern", "alpha_pattern") for pattern in ("a+$", "(.|.)(.|.)!", "uery")],
-            *[(key, {pattern: 2}, f"to be a regular expression, got {pattern[:100]!r} (a repeated group")
-              for key in ("rank_pattern", "alpha_pattern")
-              for pattern in ("(a+)+$", "(.|.)*!", ".*" * 7, "(.|.)" * 25)],
+              for key in ("rank_pattern", "alpha_pattern") for pattern in ("(a+)+$", "(.|.)*!", "uery")],
             *[(key, value, f"expected {key} to be a regular expression, got '{pattern}' (") for key, value,
-              pattern in (("target_modules", "(", "("), ("exclude_modules", "(?<=a*)b", "(?<=a*)b"),
-              ("alpha_pattern", {"a)": 2}, "a)"))],
+              pattern in (("target_modules", "(", "("), ("exclude_modules", "(?i:a)", "(?i:a)"),
+              ("alpha_pattern", {"a)": 2}, r"(.*\\.)?(a))$"))],
             ("layers_to_transform", [1.5], "expected layers_to_transform to be whole numbers, got [1.5]"),
             ("layers_to_transform", "1", "expected layers_to_transform to be whole numbers, got '1'"),
             ("layers_pattern", "layer", "expected layers_to_transform beside layers_pattern, got None"),
