@@ -137,7 +137,7 @@ def load_adapter(
 
 def _say_base(name: str, where: Path) -> None:
     said = f"made for the base model {name!r}, which is not known to be this one"
-    logger.warning(f"{where}: {said}; only tensor names and shapes were checked")
+    logger.warning(f"{where}: {said}; the tensors' names and shapes fit")
 
 
 def _linears(model: nn.Module) -> list[str]:

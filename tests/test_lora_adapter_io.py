@@ -257,8 +257,8 @@ def test_a_base_that_is_not_known_to_be_the_same_is_said(tiny, tmp_path, caplog,
     named, used = folders.get(named, named), folders.get(used, used)
     save(build(tiny, "lora", ("query",), 3, 5.0), tmp_path, base=named)
     load_adapter(load_bert(tiny), tmp_path, **({"is_base": partial(same_weights, used)} if used else {}))
-    said = f"made for the base model {named!r}, which is not known to be this one; only tensor names and"
-    assert caplog.messages == is_said * [f"{tmp_path / 'adapter_config.json'}: {said} shapes were checked"]
+    said = f"made for the base model {named!r}, which is not known to be this one; the tensors' names and"
+    assert caplog.messages == is_said * [f"{tmp_path / 'adapter_config.json'}: {said} shapes fit"]
 
 
 @pytest.fixture
