@@ -51,13 +51,13 @@ def write_folders(model: Path, folder: Path, max_length: int) -> None:
             write_intended(config.pooling, config.max_length, bert.config.hidden_size, folder / what)
 
 
-def our_sentences(folder: Path, precision: str, max_length: int, device: str) -> Compute:
+def our_sentences(folder: Path, precision: str, max_length: int, device: str = "cpu") -> Compute:
     encoder = Encoder.load(folder, precision, device)
     encoder.tokenizer.max_length = max_length
     return lambda texts: encoder.encode(texts, normalize=True)
 
 
-def our_pairs(folder: Path, precision: str, max_length: int, device: str) -> Compute:
+def our_pairs(folder: Path, precision: str, max_length: int, device: str = "cpu") -> Compute:
     model, tokenizer = read_back(config_of("pairs", max_length), folder)
     where = compute_in(model.requires_grad_(False), precision, device)
 
@@ -68,7 +68,7 @@ def our_pairs(folder: Path, precision: str, max_length: int, device: str) -> Com
     return compute
 
 
-def their_sentences(folder: Path, precision: str, max_length: int, device: str) -> Compute:
+def their_sentences(folder: Path, precision: str, max_length: int, device: str = "cpu") -> Compute:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device=device, model_kwargs={"dtype": DTYPES[precision]})
@@ -76,7 +76,7 @@ def their_sentences(folder: Path, precision: str, max_length: int, device: str) 
     return lambda texts: model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
 
-def their_pairs(folder: Path, precision: str, max_length: int, device: str) -> Compute:
+def their_pairs(folder: Path, precision: str, max_length: int, device: str = "cpu") -> Compute:
     from sentence_transformers import CrossEncoder
 
     settings = {"device": device, "max_length": max_length, "activation_fn": torch.nn.Identity()}

@@ -46,7 +46,8 @@ def write_scored(folder: Path, data: Path, task: str, predictions: np.ndarray, *
     right = np.mean(classes == labels) if predictions.ndim == 2 else np.corrcoef(classes, labels)[0, 1]
     folder.mkdir()
     result = RESULT | {"metric": TASKS[task].metrics[0], "dev": float(right if dev is None else dev)}
-    config = check(Config(**{"task": task, "method": "lora", "data": str(data)} | settings))
+    made = {"task": task, "method": "lora", "data": str(data), "pooling": "mean", "max_length": 256}
+    config = check(Config(**made | settings))
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(to_dict(config)), encoding="utf-8")
     with open(folder / "predictions-dev.csv", "w", newline="") as file:

@@ -35,7 +35,6 @@ def test_a_signal_ends_a_command_in_a_line_whatever_a_library_makes_of_it(
         return 0
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(how, signal.default_int_handler)  # where a job runs in the background, SIGINT is ignored
     ended = call(main)
     assert all(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)  # the process ends now
     for number, handler in before.items():
