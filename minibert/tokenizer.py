@@ -1,5 +1,7 @@
 """Text -> token ids, by the checkpoint's own `tokenizer.json` (the Rust `tokenizers` library)."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +9,9 @@ from typing import NamedTuple
 import tokenizers
 
 from minibert.errors import InputError
-from minibert.files import read_json
-from minibert.sources import SENTENCE_BERT
-from minibert.verify import sha256
+from minibert.files import read_json, write_json
+from minibert.sources import SENTENCE_BERT, TOKENIZER, VOCABULARY
+from minibert.vocabulary import tokenizer_of_vocabulary
 
 
 class Encoded(NamedTuple):
@@ -47,8 +49,8 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, max_length: int, vocab_size: int):
-        path = folder / "tokenizer.json"
-        self._tokenizer = _load(path)
+        path, self._json = _read(folder)
+        self._tokenizer = _load(path, self._json)
         vocab = self._tokenizer.get_vocab()
         largest = max(vocab.values(), default=0)  # not their number less one where ids leave gaps
         if largest >= vocab_size:
@@ -58,13 +60,15 @@ class Tokenizer:
             if token not in vocab:
                 raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
         self.max_length = max_length
-        self.identity = f"{sha256(path)} by tokenizers {tokenizers.__version__}"
+        digest = hashlib.sha256(self._json.encode()).hexdigest()
+        self.identity = f"{digest} by tokenizers {tokenizers.__version__}"
         self._frames = [
             ([vocab[token] for token in before], [vocab[token] for token in after], token_type)
             for before, after, token_type in frames
         ]
         self._framing = [len(before) + len(after) for before, after, _ in self._frames]
-        self._read_as_text([token for token in SPECIAL if token in vocab], path)
+        self._special = [token for token in SPECIAL if token in vocab]
+        self._read_as_text(self._special, path)
         self._check_template(path)
         self._check_case(folder / SENTENCE_BERT)
 
@@ -114,6 +118,24 @@ class Tokenizer:
         """How many tokens a text makes before it is cut, without [CLS] and [SEP]."""
         return len(self._ids(text))
 
+    def save(self, folder: Path) -> None:
+        """Write a tokenizer.json that says what this does, and transformers' settings beside it."""
+        raw = json.loads(self._json)
+        ends = {name: [token, self.id_of(token)] for name, token in (("sep", "[SEP]"), ("cls", "[CLS]"))}
+        ours = {"truncation": None, "padding": None, "post_processor": {"type": "BertProcessing"} | ends}
+        write_json(raw | ours, folder / "tokenizer.json")
+        settings = {
+            # Reads tokenizer.json as it is; BertTokenizer would make some of it anew from settings here.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.max_length,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,  # a [SEP] in a text is text, as it was in training
+        }
+        # A token that is not in the vocabulary would get an id beyond the model's embeddings.
+        tokens = {f"{token[1:-1].lower()}_token": token for token in SPECIAL if token in self._special}
+        write_json(settings | tokens, folder / TOKENIZER)
+
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -131,10 +153,18 @@ class Tokenizer:
         return Encoded(input_ids, token_type_ids)
 
 
-def _load(path: Path) -> tokenizers.Tokenizer:
+def _read(folder: Path) -> tuple[Path, str]:
+    """The file that a folder's tokenizer is in, and its tokenizer.json."""
+    path, vocabulary = folder / "tokenizer.json", folder / VOCABULARY
+    if vocabulary.is_file() and not path.is_file():
+        return vocabulary, tokenizer_of_vocabulary(folder)
     read_json(path)  # says what is wrong with the file; the library only says that something is
+    return path, path.read_bytes().decode()
+
+
+def _load(path: Path, content: str) -> tokenizers.Tokenizer:
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(content)
         # The library's own truncation keeps all it cuts off, for pairs every piece of one side with every
         # piece of the other: two long texts would fill the memory. MiniLM's file also asks for padding.
         tokenizer.no_truncation()

@@ -4,16 +4,28 @@ Submodules carry the published names, so there is nothing to translate but three
 a `bert.` prefix, LayerNorm's `gamma` and `beta`, and heads (`cls.*`) and buffers that are no encoder's.
 """
 
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minibert.errors import InputError
-from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
+from minibert.files import (
+    check_fits,
+    read_json,
+    read_pickled,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 from minibert.model import Bert, BertConfig
-from minibert.sources import INDEX, WEIGHTS, shards
+from minibert.sources import PICKLED, WEIGHTS, weight_files
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 
@@ -58,20 +70,31 @@ def read_config(folder: Path) -> BertConfig:
     return BertConfig(**values)
 
 
+def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
+    """All tensors of a checkpoint, one file or sharded: file, key and tensor, LayerNorms by today's names."""
+    for path in [folder / file for file in weight_files(folder)]:
+        if path.name == PICKLED:
+            _say_pickled(path)
+        for key, tensor in (read_pickled if path.name == PICKLED else read_safetensors)(path).items():
+            key = key.replace("LayerNorm.gamma", "LayerNorm.weight")
+            yield path, key.replace("LayerNorm.beta", "LayerNorm.bias"), tensor
+
+
+@cache  # a run reads its model more than once
+def _say_pickled(path: Path) -> None:
+    logger.warning("%s: a pickle, of which only tensors are read; %s would be safer", path, WEIGHTS)
+
+
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, one file or sharded, under the names `Bert` uses."""
-    whole = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
+    """All tensors of a checkpoint under the names `Bert` uses."""
     state: dict[str, Tensor] = {}
-    for file in [WEIGHTS] if whole else shards(folder / INDEX):
-        for key, tensor in read_safetensors(folder / file).items():
-            name = key.removeprefix("bert.")
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-            name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-            if name.startswith("cls.") or name.endswith("position_ids"):
-                continue
-            if name in state:
-                raise InputError(f"{folder / file}: {key!r} is a second {name!r}")
-            state[name] = tensor
+    for path, key, tensor in read_tensors(folder):
+        name = key.removeprefix("bert.")
+        if name.startswith("cls.") or name.endswith("position_ids"):
+            continue
+        if name in state:
+            raise InputError(f"{path}: {key!r} is a second {name!r}")
+        state[name] = tensor
     return state
 
 

@@ -17,6 +17,7 @@ from lora.adapter_io import load_adapter, save_adapter
 from minibert.errors import InputError
 from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
 from minibert.hub import resolve, same_weights
+from minibert.sources import weight_files
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
 from tasks.data import Dataset
@@ -115,7 +116,7 @@ def load_adapter_folder(folder: Path, config: Config, head: Path) -> tuple[TaskM
 
 def weights_sha256(base: Path) -> dict[str, str]:
     """The SHA-256 of each file of weights in a folder that `resolve` gave."""
-    return model_sha256(base, ".safetensors")
+    return model_sha256(base, weight_files(base))
 
 
 def read_card(folder: Path) -> Card:

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import reprlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from minibert.files import (
     leftovers,
     object_in,
     read_json,
-    replacing,
     write_json,
     write_safetensors,
     write_text,
@@ -175,8 +173,7 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
         save_adapter_folder(run.adapter, config, model, base)
     elif method.trains_encoder:
         save_bert(model.bert, run.path / "model")
-        with replacing(run.path / "model" / "tokenizer.json") as temporary:
-            shutil.copyfile(base / "tokenizer.json", temporary)
+        build_tokenizer(config, base).save(run.path / "model")
         if config.pooling != "pooler":  # which sentence-transformers has not
             size = model.bert.config.hidden_size
             write_intended(config.pooling, config.max_length, size, run.path / "model")
