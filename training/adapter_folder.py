@@ -63,6 +63,7 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
         dropout=config.lora_dropout,
         base=config.model,
         classifier=pooled_classifier(config, model),
+        published=model.bert.config.family.published,
     )
     write_safetensors(model.heads.state_dict(), folder / HEAD)
     # The golden outputs are those of the files, in fp32 on the CPU, whatever the run computed with.
@@ -80,6 +81,8 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
 def pooled_classifier(config: Config, model: TaskModel) -> dict[str, Tensor] | None:
     """The head, where it is what transformers' BertForSequenceClassification has: linear, on the pooler."""
     siamese = any(config.siamese(task) for task in config.tasks)
+    if model.bert.config.model_type != "bert":
+        return None
     if config.pooling != "pooler" or config.hidden_layers or siamese or len(config.tasks) > 1:
         return None
     return model.heads[config.task].output.state_dict()
@@ -166,7 +169,13 @@ def _read_golden(golden: object, task: Task, where: str) -> list[tuple[tuple[str
 
 def _open(folder: Path, config: Config, base: Path, head: Path) -> tuple[TaskModel, Tokenizer]:
     bert = load_encoder(replace(config, precision="fp32", encoder_dropout=0.0), base)
-    load_adapter(bert, folder, targets=config.targets, is_base=partial(same_weights, config.model))
+    load_adapter(
+        bert,
+        folder,
+        targets=config.targets,
+        is_base=partial(same_weights, config.model),
+        published=bert.config.family.published,
+    )
     model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
     load_heads(model, head)
     return model.eval(), build_tokenizer(config, base)

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from lora.methods import merge
 from minibert.errors import InputError
+from minibert.family import CONFIG
 from minibert.files import read_json, read_safetensors, write_json, write_safetensors
 from minibert.intended import write_intended
 from minibert.model import Bert
 from minibert.sources import WEIGHTS
 from minibert.tokenizer import Tokenizer
-from minibert.weights import CONFIG, read_checkpoint, read_config, save_bert
+from minibert.weights import read_config, save_bert, split_checkpoint
 from tasks.base import Task
 from tasks.model import TaskModel
 from training.adapter_folder import example_texts, logits_of, pooled_classifier
@@ -128,8 +129,9 @@ def _classifier_config(task: Task, dropout: float) -> dict:
 
 def read_back(config: Config, folder: Path) -> tuple[TaskModel, Tokenizer]:
     """The exported model from its files alone, in fp32."""
-    state = {name: tensor.float() for name, tensor in read_checkpoint(folder).items()}
-    classifier = {name: state.pop(name) for name in list(state) if name.startswith("classifier.")}
+    state, classifier = (
+        {name: tensor.float() for name, tensor in part.items()} for part in split_checkpoint(folder)
+    )
     with torch.device("meta"):
         bert = Bert(read_config(folder), with_pooler="pooler.dense.weight" in state)
     bert.load_state_dict(state, assign=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from lora.by_task import with_adapters_of
 from lora.methods import METHODS
 from minibert.errors import InputError
+from minibert.family import CONFIG as MODEL_CONFIG
 from minibert.files import (
     check_folder,
     check_regular,
@@ -30,7 +31,6 @@ from minibert.files import (
 from minibert.hub import resolve
 from minibert.intended import write_intended
 from minibert.tokenizer import Tokenizer
-from minibert.weights import CONFIG as MODEL_CONFIG
 from minibert.weights import save_bert
 from tasks.base import Task
 from tasks.model import TaskModel
