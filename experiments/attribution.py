@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minibert.family import BERT, Family
 from tasks.data import Dataset
 from tasks.model import TaskModel
 
@@ -101,7 +102,7 @@ def attribute_example(
             logits = model(data.task.name, batch)  # [k, C]
         return (logits.softmax(dim=1) if data.task.is_classification else logits)[:, target]
 
-    return attribute(f, x, x * framing(data)[:, None], tolerance, most)
+    return attribute(f, x, x * framing(data, model.bert.config.family)[:, None], tolerance, most)
 
 
 @torch.no_grad()
@@ -112,14 +113,16 @@ def word_vectors(model: TaskModel, data: Dataset) -> tuple[tuple[int, ...], Tens
     return batch.sequences.lengths, vectors[: sum(batch.sequences.lengths)]
 
 
-def framing(data: Dataset) -> Tensor:
+def framing(data: Dataset, family: Family = BERT) -> Tensor:
     """Which tokens of a dataset's one example are the [CLS] and [SEP] around its sentences, [T]."""
     framed = []
     for side in data.sides:
         types = torch.from_numpy(side.token_type_ids)  # [T]
-        last = torch.cat([types[1:] != types[:-1], torch.tensor([True])])  # of a sentence
-        last[0] = True
-        framed.append(last)
+        ends = types[1:] != types[:-1]  # [T - 1]
+        framed.append(torch.cat([ends, torch.tensor([True])]))  # the last of each sentence
+        framed[-1][0] = True
+        if family.frames[1].before:  # and the first of the second
+            framed[-1][1:] |= ends
     return torch.cat(framed)
 
 

@@ -122,7 +122,7 @@ def explain(path: Path, task_name: str | None, texts: Sequence[str], count: int)
         attribution=attribution,
         sequences=read(model, data, tokenizer, attribution),
         tokens=sum(map(tokenizer.count, example.texts)),
-        kept=int((~framing(data)).sum()),
+        kept=int((~framing(data, model.bert.config.family)).sum()),
         neighbours=find_neighbours(path, written, model, data, tokenizer, count) if count else None,
     )
 
@@ -140,7 +140,8 @@ def read(model: TaskModel, data: Dataset, tokenizer: Tokenizer, attribution: Att
     batch = data.collate(np.zeros(1, int))
     maps = attention_maps(model.bert, batch)
     ends = np.cumsum(batch.sequences.lengths)[:-1]
-    frames, values = (np.split(one, ends) for one in (framing(data).numpy(), attribution.values))
+    frame = framing(data, model.bert.config.family).numpy()  # [T] of all sequences
+    frames, values = (np.split(one, ends) for one in (frame, attribution.values))
     sequences = []
     for i, side in enumerate(data.sides):
         sentences = side.token_type_ids + i  # of a Siamese pair each side has types of 0 alone

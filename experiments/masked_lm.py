@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minibert.errors import InputError
-from minibert.files import check_fits, read_safetensors
+from minibert.files import check_fits
 from minibert.model import Bert
 from minibert.sequences import Sequences
-from minibert.sources import INDEX, WEIGHTS, shards
 from minibert.tokenizer import Encoded, Tokenizer
-from minibert.weights import read_config
+from minibert.weights import read_config, read_tensors
 from tasks import TASKS
 from tasks.reader import read_examples
 from training.build import DEMO
@@ -59,14 +58,11 @@ def read_masked_head(folder: Path) -> MaskedHead | None:
         InputError: if a part of it is missing, or does not fit config.json.
     """
     config, state, words = read_config(folder), {}, None
-    whole = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
-    for file in [WEIGHTS] if whole else shards(folder / INDEX):
-        for key, tensor in read_safetensors(folder / file).items():
-            if key.startswith(PREFIX):
-                name = key.removeprefix(PREFIX).replace("LayerNorm.gamma", "LayerNorm.weight")
-                state[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-            elif key.endswith("embeddings.word_embeddings.weight"):
-                words = tensor
+    for _, key, tensor in read_tensors(folder):
+        if key.startswith(PREFIX):
+            state[key.removeprefix(PREFIX)] = tensor
+        elif key.endswith("embeddings.word_embeddings.weight"):
+            words = tensor
     if not state:
         return None
     if "decoder.bias" in state:  # what the decoder adds; `bias` is the same vector, unless nothing is tied

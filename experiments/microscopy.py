@@ -172,7 +172,7 @@ def masked_loss(trained: Trained) -> Callable[[Trained], Drift] | None:
     if head is None:
         return None
     config = trained.start.config
-    length = min(LONGEST, config.max_position_embeddings)
+    length = min(LONGEST, config.positions)
     masked = mask(sentences(), Tokenizer(trained.base, length, config.vocab_size))
     before = losses(trained.start, head, masked)
     counts = np.array([len(one.places) for one in masked])

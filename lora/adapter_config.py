@@ -4,7 +4,7 @@ Imports no torch.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from minibert.files import read_json
 CONFIG = "adapter_config.json"
 HEADS = ("classifier", "score")  # what PEFT calls the head of a model that classifies sequences
 DEFAULT_TARGETS = ["query", "value"]  # PEFT's for a BERT
-OTHER_FAMILY = re.compile(r"transformers\.models\.(?!bert\.)")
+OTHER_FAMILY = re.compile(r"transformers\.models\.(?!(bert|roberta|xlm_roberta|distilbert)\.)")
 
 # Every setting that PEFT 0.21 writes, and the values with which it computes what our layers compute; the
 # first is the default. () is any value. What is not here is refused: a later PEFT's setting may compute
@@ -134,15 +134,17 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     )
 
 
-def by_layer(setting: str, pattern: Pattern, within: str, names: Sequence[str]) -> dict[str, float]:
+def by_layer(
+    setting: str, pattern: Pattern, theirs: Callable[[str], str], names: Sequence[str]
+) -> dict[str, float]:
     """The pattern's numbers for the layers it matches; as in PEFT the first of several matches counts.
 
-    `within` is what stands before the layers' names in the model that PEFT saw.
+    `theirs` gives a layer's name in the model that PEFT saw.
 
     Raises:
         ValueError: if a key matches none of the layers.
     """
-    matched = {name: [key for key in pattern if pattern[key][0].match(within + name)] for name in names}
+    matched = {name: [key for key in pattern if pattern[key][0].match(theirs(name))] for name in names}
     for key in pattern.keys() - {key for keys in matched.values() for key in keys}:
         raise ValueError(f"expected {setting} to name layers with an adapter, {key!r} matches none")
     return {name: pattern[keys[0]][1] for name, keys in matched.items() if keys}

@@ -46,17 +46,19 @@ def save_adapter(
     dropout: float,
     base: str,
     classifier: Mapping[str, Tensor] | None = None,
+    published: Callable[[str], str] = str,
 ) -> None:
     """Write a folder that PEFT opens on the base model.
 
     Without `classifier` it is a FEATURE_EXTRACTION adapter for `BertModel`; with one (the `weight` and
     `bias` of a linear layer on the pooler's output) a SEQ_CLS adapter for `BertForSequenceClassification`.
+    `published` gives a name in the model that PEFT opens it on.
     """
     within, extra = PREFIX, {}
     if classifier is not None:
         within = f"{PREFIX}bert."
         extra = {CLASSIFIER + name: tensor for name, tensor in classifier.items()}
-    state = {within + name: tensor for name, tensor in adapter_state(encoder).items()}
+    state = {within + published(name): tensor for name, tensor in adapter_state(encoder).items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(state | extra, folder / WEIGHTS)
     about = {
@@ -64,7 +66,11 @@ def save_adapter(
         "base_model_name_or_path": base,
         "modules_to_save": None if classifier is None else list(HEADS),
     }
-    write_json(about | _settings(encoder, method, rank, alpha, dropout), folder / CONFIG)
+    settings = _settings(encoder, method, rank, alpha, dropout)
+    settings["target_modules"] = [published(name) for name in settings["target_modules"]]
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        settings[pattern] = {published(name): value for name, value in settings[pattern].items()}
+    write_json(about | settings, folder / CONFIG)
 
 
 def _settings(encoder: nn.Module, method: str, rank: int, alpha: float, dropout: float) -> dict:
@@ -99,12 +105,14 @@ def load_adapter(
     *,
     targets: Sequence[str] | None = None,
     is_base: Callable[[str], bool] = lambda name: False,
+    published: Callable[[str], str] = str,
 ) -> dict[str, Tensor] | None:
     """Apply the adapter in a folder to a bare encoder, in place; the classifier's weight and bias, if any.
 
     The layers that get an adapter are those that the settings name and the tensors are of; they must also be
     `targets`, if these are given. `is_base` says of a model's name whether it is the encoder's, as
     `minibert.hub.same_weights` does; where it does not, names and shapes must do, and a warning is logged.
+    `published` gives a name in the model that the adapter was made on.
 
     Raises:
         InputError: if the folder's files are damaged, a setting is unknown or not ours, or a key is missing,
@@ -116,17 +124,21 @@ def load_adapter(
     classifier = _take_classifier(state, fault) if config.has_head else None
     within = "bert." if any(name.startswith(f"{PREFIX}bert.") for name in state) else ""
     linears = _linears(encoder)
-    if targets is None and not any(f"{PREFIX}{within}{name}.lora_A.weight" in state for name in linears):
+
+    def theirs(name: str) -> str:
+        return within + published(name)
+
+    if targets is None and not any(f"{PREFIX}{theirs(name)}.lora_A.weight" in state for name in linears):
         wanted = f"{PREFIX}NAME.lora_A.weight of a linear layer of the model"
         raise InputError(f"{fault}: expected {wanted}, got {min(state, default='nothing')!r}")
-    names = [name for name in linears if config.targets.match(within + name)]
+    names = [name for name in linears if config.targets.match(theirs(name))]
     if not names:
         raise InputError(f"{folder / CONFIG}: expected target_modules of the model, got none of its layers")
     # First on the meta device, where it costs nothing: what is refused must not touch the encoder.
     tried = [(_without_data(encoder), layers) for layers in (names, targets) if layers is not None]
     for model, layers in (*tried, (encoder, names)):
-        _apply(model, config, within, layers, folder / CONFIG)
-        adapters = {PREFIX + within + name: tensor for name, tensor in adapter_state(model).items()}
+        _apply(model, config, theirs, layers, folder / CONFIG)
+        adapters = {PREFIX + theirs(name): tensor for name, tensor in adapter_state(model).items()}
         check_fits(state, adapters, fault)
     for name, tensor in adapters.items():
         tensor.copy_(state[name])
@@ -144,11 +156,17 @@ def _linears(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _apply(model: nn.Module, config: AdapterConfig, within: str, targets: Sequence[str], where: Path) -> None:
+def _apply(
+    model: nn.Module,
+    config: AdapterConfig,
+    theirs: Callable[[str], str],
+    targets: Sequence[str],
+    where: Path,
+) -> None:
     try:
         names = place(targets, _linears(model))
-        ranks = by_layer("rank_pattern", config.ranks, within, names)
-        alphas = by_layer("alpha_pattern", config.alphas, within, names)
+        ranks = by_layer("rank_pattern", config.ranks, theirs, names)
+        alphas = by_layer("alpha_pattern", config.alphas, theirs, names)
         settings = {"rank": config.rank, "alpha": config.alpha, "ranks": ranks, "alphas": alphas}
         apply_method(model, config.method, dropout=config.dropout, targets=names, **settings)
     except ValueError as error:

@@ -81,7 +81,8 @@ def report(exported: "Exported", given: argparse.Namespace) -> str:
 
 def written(exported: "Exported", given: argparse.Namespace) -> list[str]:
     """What lies in OUT, and how equal it is to the run."""
-    opened = "BertForSequenceClassification" if exported.has_classifier else "BertModel"
+    bare = exported.model.bert.config.family.architecture
+    opened = "BertForSequenceClassification" if exported.has_classifier else bare
     lines = [f"wrote:  {given.out}: {opened} in {given.dtype}, and its tokenizer"]
     if exported.has_pooling:
         lines.append(f"        sentence-transformers opens it as well, for {exported.config.pooling} pooling")

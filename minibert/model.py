@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minibert.attention import SelfAttention
+from minibert.family import FAMILIES, Family
 from minibert.layers import Embedding, LayerNorm, Linear
 from minibert.sequences import Sequences
 
@@ -33,6 +34,16 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    model_type: str = "bert"
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a sequence may have."""
+        return self.max_position_embeddings - self.family.first_position
 
 
 class Embeddings(nn.Module):
@@ -40,14 +51,17 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = Embedding(config.type_vocab_size, config.hidden_size)
+        types = config.type_vocab_size
+        self.token_type_embeddings = Embedding(types, config.hidden_size) if types else None
         self.LayerNorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.first_position, self.reads_types = config.family.first_position, config.family.reads_types
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         """three times [M] -> [M, H]"""
-        words = self.word_embeddings(input_ids)  # [M, H]
-        x = words + self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids + self.first_position)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(token_type_ids * self.reads_types)  # [M, H]
         return self.dropout(self.LayerNorm(x))
 
 
@@ -71,6 +85,8 @@ class EncoderLayer(nn.Module):
             config.hidden_size, config.num_attention_heads, config.attention_probs_dropout_prob
         )
         attention_output = Output(config.hidden_size, config)
+        if not config.family.drops_attention:
+            attention_output.dropout = nn.Identity()
         self.attention = nn.ModuleDict({"self": self_attention, "output": attention_output})
         self.intermediate = nn.ModuleDict({"dense": Linear(config.hidden_size, config.intermediate_size)})
         self.output = Output(config.intermediate_size, config)
@@ -84,7 +100,7 @@ class EncoderLayer(nn.Module):
 
 
 class Bert(nn.Module):
-    """The encoder of Devlin et al. 2018, figure 1, without its pre-training heads.
+    """The encoder of Devlin et al. 2018, figure 1, without its pre-training heads; or of a relative of it.
 
     `compute_dtype` is the dtype of all activations; None means that of the weights. A checkpoint may
     come without the pooler (a dense layer and tanh on [CLS]); then `pooler` is None. `call_layer` is how a

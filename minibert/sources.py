@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,8 @@ from minibert.verify import verify
 FILES = ("config.json", "tokenizer.json")  # and the weights: one file, or an index and its shards
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"  # of older checkpoints, in the place of the weights
+VOCABULARY = "vocab.txt"  # of older checkpoints, in the place of tokenizer.json
 # What sentence-transformers writes beside them; minibert.intended reads it.
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
@@ -43,14 +45,30 @@ def model_files(folder: Path) -> list[str]:
     Raises:
         InputError: if one is missing, naming it, or if the index names a shard outside the folder.
     """
-    files = [*FILES, WEIGHTS]
-    if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
-        files = [*FILES, INDEX, *shards(folder / INDEX)]
+    files = wanted_files(lambda file: (folder / file).is_file())
+    if INDEX in files:
+        files += shards(folder / INDEX)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        wanted = f"{', '.join(FILES)} and {WEIGHTS} (or {INDEX} and its shards)"
-        raise InputError(f"{folder}: expected a model folder with {wanted}; missing: {', '.join(missing)}")
+        others = f"(or {VOCABULARY}), {WEIGHTS} (or {INDEX} and its shards, or {PICKLED})"
+        wanted = f"a model folder with {', '.join(FILES)} {others}"
+        raise InputError(f"{folder}: expected {wanted}; missing: {', '.join(missing)}")
     return files
+
+
+def wanted_files(has: Callable[[str], bool]) -> list[str]:
+    """The files that make up a model, but for shards, by what a place has; what it lacks is among them."""
+    config, tokenizer = FILES
+    files = [config, tokenizer]
+    if has(VOCABULARY) and not has(tokenizer):
+        files = [config, VOCABULARY, *filter(has, [TOKENIZER])]  # the last says how it is read
+    return [*files, next(filter(has, (WEIGHTS, INDEX, PICKLED)), WEIGHTS)]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files of a model's tensors. Raises InputError as `shards` does."""
+    file = wanted_files(lambda file: (folder / file).is_file())[-1]
+    return shards(folder / INDEX) if file == INDEX else [file]
 
 
 def shards(index: Path) -> list[str]:
@@ -90,8 +108,8 @@ def from_hub(repo: str, revision: str, folder: Path, beside: Iterable[str] = ())
             # hf_hub_download alone would retry for 23 seconds first.
             info = api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
             published = {f.rfilename: f.lfs.sha256 if f.lfs else f.blob_id for f in info.siblings or ()}
-            wanted = [*FILES, INDEX if INDEX in published and WEIGHTS not in published else WEIGHTS]
-            wanted += [file for file in beside if file in published]
+            wanted = wanted_files(published.__contains__)
+            wanted += [file for file in beside if file in published and file not in wanted]
             for file in wanted:
                 if not published.get(file):
                     raise Unavailable(f"{repo} has no {file}")

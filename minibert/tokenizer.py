@@ -1,35 +1,29 @@
 """Text -> token ids, by the checkpoint's own `tokenizer.json` (the Rust `tokenizers` library)."""
 
+import hashlib
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
+from tokenizers import Regex, models, pre_tokenizers
 
 from minibert.errors import InputError
-from minibert.files import read_json
-from minibert.sources import SENTENCE_BERT
-from minibert.verify import sha256
+from minibert.family import FAMILIES, model_type
+from minibert.files import read_json, write_json
+from minibert.sources import SENTENCE_BERT, TOKENIZER, VOCABULARY
+from minibert.vocabulary import tokenizer_of_vocabulary
 
 
 class Encoded(NamedTuple):
-    """One sequence as BERT reads it: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+    """One sequence as its model reads it: of BERT `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
 
     input_ids: list[int]
     token_type_ids: list[int]  # 0 for the first sentence and its [SEP], 1 for the second
 
 
-class Frame(NamedTuple):
-    """What stands around a sentence: tokens before and after it, and the token type of them all."""
-
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    token_type: int
-
-
-# By config.json's model_type, the frames of a first and of a second sentence.
-FRAMES = {"bert": (Frame(("[CLS]",), ("[SEP]",), 0), Frame((), ("[SEP]",), 1))}
-SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]")
 RARE = "\U00010348"  # a letter that no usual vocabulary has
 
 
@@ -47,32 +41,41 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, max_length: int, vocab_size: int):
-        path = folder / "tokenizer.json"
-        self._tokenizer = _load(path)
+        path, self._json = _read(folder)
+        self._tokenizer = _load(path, self._json)
         vocab = self._tokenizer.get_vocab()
         largest = max(vocab.values(), default=0)  # not their number less one where ids leave gaps
         if largest >= vocab_size:
             raise InputError(f"{path}: has token ids up to {largest}, the model's vocab_size is {vocab_size}")
-        frames = _frames_of(folder)
+        self._family = FAMILIES[model_type(folder)]
+        frames = self._family.frames
         for token in (token for one in frames for token in one.before + one.after):
             if token not in vocab:
-                raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
+                raise InputError(f"{path}: expected its model's vocabulary, it has no {token}")
         self.max_length = max_length
-        self.identity = f"{sha256(path)} by tokenizers {tokenizers.__version__}"
+        digest = hashlib.sha256(self._json.encode()).hexdigest()
+        self.identity = f"{digest} by tokenizers {tokenizers.__version__}"
         self._frames = [
             ([vocab[token] for token in before], [vocab[token] for token in after], token_type)
             for before, after, token_type in frames
         ]
         self._framing = [len(before) + len(after) for before, after, _ in self._frames]
-        self._read_as_text([token for token in SPECIAL if token in vocab], path)
+        self._special = {name: token for name, token in self._family.special.items() if token in vocab}
+        self._read_as_text([*self._special.values()], path)
         self._check_template(path)
         self._check_case(folder / SENTENCE_BERT)
 
     def _read_as_text(self, special: list[str], path: Path) -> None:
         self._tokenizer.add_special_tokens(special)  # a file may hold them as ordinary ones
         self._tokenizer.encode_special_tokens = True
+        if isinstance(self._tokenizer.model, models.Unigram):  # whose pieces they are, and the likeliest
+            within = Regex("|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in special))
+            own = [self._tokenizer.pre_tokenizer] if self._tokenizer.pre_tokenizer else []
+            parts = [*own, pre_tokenizers.Split(within, "isolated")]
+            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+        unknown = self._family.special["unk_token"]
         for token in special:
-            if token != "[UNK]" and self.id_of(token) in self._ids(token):
+            if token != unknown and self.id_of(token) in self._ids(token):
                 raise InputError(f"{path}: expected to read a text's {token} as characters, it is one token")
 
     def _check_template(self, path: Path) -> None:
@@ -81,7 +84,8 @@ class Tokenizer:
             return
         for texts in (("a",), ("a", "b")):
             own, family = self._tokenizer.encode(*texts), self._frame([self._ids(text) for text in texts])
-            if (own.ids, own.type_ids) != family:
+            same_types = own.type_ids == family.token_type_ids or not self._family.reads_types
+            if own.ids != family.input_ids or not same_types:
                 wanted, got = (
                     f"{' '.join(self.tokens(ids))!r} of types {' '.join(map(str, types))!r}"
                     for ids, types in (family, (own.ids, own.type_ids))
@@ -114,6 +118,31 @@ class Tokenizer:
         """How many tokens a text makes before it is cut, without [CLS] and [SEP]."""
         return len(self._ids(text))
 
+    def save(self, folder: Path) -> None:
+        """Write a tokenizer.json that says what this does, and transformers' settings beside it."""
+        raw = json.loads(self._json)
+        special = self._family.special
+        processor = {"type": self._family.processing}
+        for name in ("sep", "cls"):
+            processor[name] = [special[f"{name}_token"], self.id_of(special[f"{name}_token"])]
+        if self._family.processing == "RobertaProcessing":
+            processor |= {"trim_offsets": False, "add_prefix_space": False}  # of offsets alone
+        own = self._tokenizer.pre_tokenizer
+        ours = {"truncation": None, "padding": None, "post_processor": processor}
+        ours["pre_tokenizer"] = own and json.loads(own.__getstate__())
+        write_json(raw | ours, folder / "tokenizer.json")
+        types = ["token_type_ids"] if self._family.reads_types else []
+        settings = {
+            # Reads tokenizer.json as it is; BertTokenizer would make some of it anew from settings here.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.max_length,
+            "model_input_names": ["input_ids", *types, "attention_mask"],
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,  # a [SEP] in a text is text, as it was in training
+        }
+        # A token that is not in the vocabulary would get an id beyond the model's embeddings.
+        write_json(settings | self._special, folder / TOKENIZER)
+
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -131,10 +160,18 @@ class Tokenizer:
         return Encoded(input_ids, token_type_ids)
 
 
-def _load(path: Path) -> tokenizers.Tokenizer:
+def _read(folder: Path) -> tuple[Path, str]:
+    """The file that a folder's tokenizer is in, and its tokenizer.json."""
+    path, vocabulary = folder / "tokenizer.json", folder / VOCABULARY
+    if vocabulary.is_file() and not path.is_file():
+        return vocabulary, tokenizer_of_vocabulary(folder)
     read_json(path)  # says what is wrong with the file; the library only says that something is
+    return path, path.read_bytes().decode()
+
+
+def _load(path: Path, content: str) -> tokenizers.Tokenizer:
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(content)
         # The library's own truncation keeps all it cuts off, for pairs every piece of one side with every
         # piece of the other: two long texts would fill the memory. MiniLM's file also asks for padding.
         tokenizer.no_truncation()
@@ -145,14 +182,6 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     if not read.ids:
         raise InputError(f"{path}: expected a token for unknown text, got none")
     return tokenizer
-
-
-def _frames_of(folder: Path) -> tuple[Frame, Frame]:
-    family = read_json(folder / "config.json").get("model_type")
-    if not isinstance(family, str) or family not in FRAMES:
-        wanted = f"expected model_type {' or '.join(FRAMES)}"
-        raise InputError(f"{folder / 'config.json'}: {wanted}, got {family!r}")
-    return FRAMES[family]
 
 
 def longest_first(a: int, b: int, room: int) -> tuple[int, int]:

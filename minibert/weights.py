@@ -1,29 +1,33 @@
 """Checkpoints: a folder of config.json and safetensors <-> a `Bert`, strictly.
 
-Submodules carry the published names, so there is nothing to translate but three historical habits:
-a `bert.` prefix, LayerNorm's `gamma` and `beta`, and heads (`cls.*`) and buffers that are no encoder's.
+Submodules carry BERT's published names, so there is nothing to translate but historical habits: a `bert.`
+prefix, LayerNorm's `gamma` and `beta`, heads and buffers that are no encoder's; and its relatives' own names.
 """
 
+import logging
+from collections.abc import Iterator
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minibert.errors import InputError
-from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
+from minibert.family import CONFIG, FAMILIES, model_type
+from minibert.files import (
+    check_fits,
+    read_json,
+    read_pickled,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 from minibert.model import Bert, BertConfig
-from minibert.sources import INDEX, WEIGHTS, shards
+from minibert.sources import PICKLED, WEIGHTS, weight_files
 
-CONFIG = "config.json"
+logger = logging.getLogger(__name__)
 
-# What this BERT computes; a config that says otherwise is of another model.
-FIXED = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-}
 LARGEST = 2**24  # of any size: beyond all models, and the product of two still fits a tensor
 
 
@@ -35,13 +39,17 @@ def read_config(folder: Path) -> BertConfig:
     """
     path = folder / CONFIG
     raw = read_json(path)
-    for key, expected in FIXED.items():
-        got = raw.get(key, None if key == "model_type" else expected)
+    kind = model_type(folder)
+    family = FAMILIES[kind]
+    for key, expected in family.fixed.items():
+        got = raw.get(key, expected)
         if got != expected:
             raise InputError(
                 f"{path}: expected {key} {expected!r}, got {got!r}: not a BERT this project computes"
             )
-    values = {field.name: raw.get(field.name, field.default) for field in fields(BertConfig)}
+    defaults = {field.name: field.default for field in fields(BertConfig)} | family.defaults
+    read = defaults.keys() - family.constants.keys() - {"model_type"}
+    values = {name: raw.get(family.keys.get(name, name), defaults[name]) for name in defaults if name in read}
     for name, value in values.items():
         whole = isinstance(getattr(BertConfig, name), int)
         fits = (
@@ -51,28 +59,57 @@ def read_config(folder: Path) -> BertConfig:
         )
         if isinstance(value, bool) or not fits:
             wanted = f"a whole number from 1 to {LARGEST}" if whole else "a number from 0 up to 1"
-            raise InputError(f"{path}: expected {name} to be {wanted}, got {value!r}")
+            key = family.keys.get(name, name)
+            raise InputError(f"{path}: expected {key} to be {wanted}, got {value!r}")
     if values["hidden_size"] % values["num_attention_heads"]:
         hidden, heads = values["hidden_size"], values["num_attention_heads"]
         raise InputError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
-    return BertConfig(**values)
+    return BertConfig(**values, **family.constants, model_type=kind)
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
+    """All tensors of a checkpoint, one file or sharded: file, key and tensor, LayerNorms by today's names."""
+    for path in [folder / file for file in weight_files(folder)]:
+        if path.name == PICKLED:
+            _say_pickled(path)
+        for key, tensor in (read_pickled if path.name == PICKLED else read_safetensors)(path).items():
+            key = key.replace("LayerNorm.gamma", "LayerNorm.weight")
+            yield path, key.replace("LayerNorm.beta", "LayerNorm.bias"), tensor
+
+
+@cache  # a run reads its model more than once
+def _say_pickled(path: Path) -> None:
+    logger.warning("%s: a pickle, of which only tensors are read; %s would be safer", path, WEIGHTS)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, one file or sharded, under the names `Bert` uses."""
-    whole = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
-    state: dict[str, Tensor] = {}
-    for file in [WEIGHTS] if whole else shards(folder / INDEX):
-        for key, tensor in read_safetensors(folder / file).items():
-            name = key.removeprefix("bert.")
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-            name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-            if name.startswith("cls.") or name.endswith("position_ids"):
-                continue
-            if name in state:
-                raise InputError(f"{folder / file}: {key!r} is a second {name!r}")
-            state[name] = tensor
+    """The encoder's tensors of a checkpoint under the names `Bert` uses; what is left out is logged."""
+    state, head = split_checkpoint(folder)
+    if head:
+        _say_head(folder, ", ".join(sorted({name.partition(".")[0] for name in head})))
     return state
+
+
+def split_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The encoder's tensors under the names `Bert` uses, and those of the heads, in a model that has any."""
+    family = FAMILIES[model_type(folder)]
+    tensors = list(read_tensors(folder))
+    prefixed = any(key.startswith(family.prefix) for _, key, _ in tensors)
+    state: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for path, key, tensor in tensors:
+        of_head = key.startswith("cls.") or (prefixed and not key.startswith(family.prefix))
+        name = key if of_head else family.ours(key.removeprefix(family.prefix))
+        if name in state:
+            raise InputError(f"{path}: {key!r} is a second {name!r}")
+        if not name.endswith("position_ids"):
+            (head if of_head else state)[name] = tensor
+    return state, head
+
+
+@cache
+def _say_head(folder: Path, names: str) -> None:
+    logger.warning("%s: the encoder is taken alone, without %s", folder, names)
 
 
 def load_bert(folder: Path) -> Bert:
@@ -102,7 +139,11 @@ def save_bert(bert: Bert, folder: Path) -> None:
         OSError: if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(bert.state_dict(), folder / WEIGHTS)
+    family = bert.config.family
+    state = {family.published(name): tensor for name, tensor in bert.state_dict().items()}
+    write_safetensors(state, folder / WEIGHTS)
     dtype = str(bert.embeddings.word_embeddings.weight.dtype).removeprefix("torch.")
-    architecture = {"architectures": ["BertModel"], "pad_token_id": 0, "torch_dtype": dtype}
-    write_json(architecture | FIXED | asdict(bert.config), folder / CONFIG)
+    architecture = {"architectures": [family.architecture], "pad_token_id": 0, "torch_dtype": dtype}
+    settings = {name: value for name, value in asdict(bert.config).items() if name not in family.constants}
+    settings = {family.keys.get(name, name): value for name, value in settings.items()}
+    write_json(architecture | family.fixed | settings, folder / CONFIG)

@@ -40,6 +40,11 @@ SCRIPTS = {
 # Formats whose reader runs code, and ways to run text as code.
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "imp"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
+# The one reader of a pickle, with weights_only, and the name of what it raises.
+MAY_UNPICKLE = {
+    ROOT / "minibert" / "files.py": ["import pickle", "torch.load"],
+    ROOT / "tests" / "test_minibert_older_files.py": ["torch.save"] * 5,
+}
 UNSAFE_ATTRIBUTES = {"torch.load", "torch.save", "torch.hub", "np.load", "numpy.load"}
 # Handlers of `Exception`, in the one place where a library raises just that.
 TOO_BROAD = {ROOT / "minibert" / "tokenizer.py": 1}
@@ -148,7 +153,7 @@ def test_what_is_imported_from_outside_is_declared():
 @pytest.mark.parametrize("path", EVERY_FILE, ids=lambda path: str(path.relative_to(ROOT)))
 class TestEveryFile:
     def test_runs_no_text_as_code_and_reads_no_pickle(self, path: Path):
-        assert list(unsafe(TREES[path])) == []
+        assert [line.partition(": ")[2] for line in unsafe(TREES[path])] == MAY_UNPICKLE.get(path, [])
 
     def test_catches_no_exception_it_does_not_name(self, path: Path):
         assert len(list(too_broad(TREES[path]))) == TOO_BROAD.get(path, 0)

@@ -326,8 +326,8 @@ class TestErrors:
             *[("target_modules", names, "does not fit adapter_config.json and the model: missing 'base_")
               for names in (["key"], ["query", "key"], "all-linear", None)],
             ("target_modules", ["1.attention.self.query"], "unexpected 'base_model.model.encoder.layer.0."),
-            ("auto_mapping", {"parent_library": "transformers.models.roberta.modeling_roberta"},
-              "expected an adapter of a BERT, got one of 'transformers.models.roberta.modeling_roberta'"),
+            ("auto_mapping", {"parent_library": "transformers.models.albert.modeling_albert"},
+              "expected an adapter of a BERT, got one of 'transformers.models.albert.modeling_albert'"),
             ("base_model_name_or_path", 3, "expected a base model's name and revision, got 3"),
             *[(key, [3], f"expected {key} to be an object, got [3]") for key in
               ("rank_pattern", "alpha_pattern")],

@@ -22,7 +22,6 @@ import train
 from lora.layers import DoRALinear, LoRALinear
 from minibert.pooling import POOLINGS
 from minibert.sequences import Sequences
-from training import export
 from training.run_folder import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -309,7 +308,7 @@ def test_what_is_no_finished_run_is_refused(finished, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "code"),
     [
-        ("write_tokenizer", OSError(errno.ENOSPC, "No space left on device", "x"), 1),
+        ("Tokenizer.save", OSError(errno.ENOSPC, "No space left on device", "x"), 1),
         ("write_intended", KeyboardInterrupt(), 130),
         ("read_back", MemoryError(), 1),
     ],
@@ -321,7 +320,7 @@ def test_a_failure_leaves_nothing(
         assert list(tmp_path.glob(".merge-*/*/model.safetensors"))  # it fails in the midst of it
         raise error
 
-    monkeypatch.setattr(export, name, fail)
+    monkeypatch.setattr(f"training.export.{name}", fail)
     ended = call(command.main, finished("siamese"), tmp_path / "new" / "out")
     assert ended.code == code
     assert ended.line.startswith("error: ")

@@ -208,11 +208,13 @@ class TestRefusing:
         )
         assert f", got {got}" in message
 
-    @pytest.mark.parametrize("family", ["roberta", None, ["bert"]])
+    @pytest.mark.parametrize("family", ["electra", None, ["bert"]])
     def test_a_family_whose_template_is_not_known_is_refused(self, refusal, folder: Path, family: object):
         (folder / "config.json").write_text(json.dumps({"model_type": family}))
-        message = f"{folder / 'config.json'}: expected model_type bert, got {family!r}"
-        assert refusal(Tokenizer, folder, 16, TINY.vocab_size) == message
+        message = (
+            f"{folder / 'config.json'}: expected model_type bert, roberta, xlm-roberta or distilbert, got"
+        )
+        assert refusal(Tokenizer, folder, 16, TINY.vocab_size).startswith(f"{message} {family!r}: ")
 
     @pytest.mark.parametrize(
         ("model", "problem"),

@@ -78,7 +78,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("model_type", "roberta"),
+            ("model_type", "electra"),
             ("model_type", None),
             ("model_type", ["bert"]),
             ("hidden_act", "relu"),
@@ -94,8 +94,8 @@ class TestConfig:
         assert f"got {value!r}" in message
 
     def test_a_config_that_does_not_say_what_it_is_is_refused(self, refusal, tmp_path: Path):
-        (tmp_path / "config.json").write_text(json.dumps(asdict(TINY)))
-        assert "expected model_type 'bert', got None" in refusal(read_config, tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(asdict(TINY) | {"model_type": None}))
+        assert "or distilbert, got None: not a BERT" in refusal(read_config, tmp_path)
 
     @pytest.mark.parametrize("key", [f.name for f in fields(BertConfig) if f.type is int])
     @pytest.mark.parametrize(

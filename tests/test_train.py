@@ -137,7 +137,7 @@ def damage_model(folder: Path, how: str) -> None:
         ("no weights", "model.safetensors"),
         ("no tokenizer", "tokenizer.json"),
         ("cut", "expected a whole safetensors file"),
-        ("roberta", "expected model_type 'bert', got 'roberta'"),
+        ("electra", "distilbert, got 'electra': not a BERT"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused(

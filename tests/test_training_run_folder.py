@@ -33,6 +33,7 @@ def test_a_run_writes_what_the_contract_says(
     model = {
         "full": {
             "model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/modules.json",
+            "model/tokenizer_config.json",
             "model/1_Pooling/config.json", "model/sentence_bert_config.json",
             "model/config_sentence_transformers.json",
         },

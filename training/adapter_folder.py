@@ -17,6 +17,7 @@ from lora.adapter_io import load_adapter, save_adapter
 from minibert.errors import InputError
 from minibert.files import check_fits, read_json, read_safetensors, write_json, write_safetensors
 from minibert.hub import resolve, same_weights
+from minibert.sources import weight_files
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
 from tasks.data import Dataset
@@ -62,6 +63,7 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
         dropout=config.lora_dropout,
         base=config.model,
         classifier=pooled_classifier(config, model),
+        published=model.bert.config.family.published,
     )
     write_safetensors(model.heads.state_dict(), folder / HEAD)
     # The golden outputs are those of the files, in fp32 on the CPU, whatever the run computed with.
@@ -79,6 +81,8 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
 def pooled_classifier(config: Config, model: TaskModel) -> dict[str, Tensor] | None:
     """The head, where it is what transformers' BertForSequenceClassification has: linear, on the pooler."""
     siamese = any(config.siamese(task) for task in config.tasks)
+    if model.bert.config.model_type != "bert":
+        return None
     if config.pooling != "pooler" or config.hidden_layers or siamese or len(config.tasks) > 1:
         return None
     return model.heads[config.task].output.state_dict()
@@ -115,7 +119,7 @@ def load_adapter_folder(folder: Path, config: Config, head: Path) -> tuple[TaskM
 
 def weights_sha256(base: Path) -> dict[str, str]:
     """The SHA-256 of each file of weights in a folder that `resolve` gave."""
-    return model_sha256(base, ".safetensors")
+    return model_sha256(base, weight_files(base))
 
 
 def read_card(folder: Path) -> Card:
@@ -165,7 +169,13 @@ def _read_golden(golden: object, task: Task, where: str) -> list[tuple[tuple[str
 
 def _open(folder: Path, config: Config, base: Path, head: Path) -> tuple[TaskModel, Tokenizer]:
     bert = load_encoder(replace(config, precision="fp32", encoder_dropout=0.0), base)
-    load_adapter(bert, folder, targets=config.targets, is_base=partial(same_weights, config.model))
+    load_adapter(
+        bert,
+        folder,
+        targets=config.targets,
+        is_base=partial(same_weights, config.model),
+        published=bert.config.family.published,
+    )
     model = TaskModel(bert, config.pooling, build_heads(config, bert.config.hidden_size))
     load_heads(model, head)
     return model.eval(), build_tokenizer(config, base)

@@ -14,12 +14,13 @@ from lora.layers import LoRALinear
 from lora.methods import LARGEST_ALPHA, METHODS, apply_method
 from lora.placement import linear_names, place, place_ranks
 from minibert.errors import InputError
+from minibert.family import CONFIG
 from minibert.files import check_regular
 from minibert.hub import PINNED, pinned
 from minibert.intended import Choice, read_length, read_pooling
 from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
-from minibert.weights import CONFIG, load_bert, read_config
+from minibert.weights import load_bert, read_config
 from tasks.base import Example, Skipped, Task
 from tasks.data import Dataset
 from tasks.heads import Head
@@ -96,10 +97,11 @@ def default_length(folder: Path) -> Choice:
     Raises:
         InputError: if they are too few for two sentences.
     """
-    positions = read_config(folder).max_position_embeddings
+    bert = read_config(folder)
+    positions = bert.positions
     if positions < 4:
-        wanted = "expected max_position_embeddings to be at least 4"
-        raise InputError(f"{folder / CONFIG}: {wanted}, got {positions}")
+        wanted = f"expected max_position_embeddings to be at least {4 + bert.family.first_position}"
+        raise InputError(f"{folder / CONFIG}: {wanted}, got {bert.max_position_embeddings}")
     length = read_length(folder) or Choice(LONGEST, "the default")
     return length if length.value <= positions else Choice(positions, "as many as it has positions")
 
@@ -118,14 +120,15 @@ def complete(config: Config, folder: Path, splits: Mapping[str, Splits] | None =
     """
     config = replace(config, **{name: one.value for name, one in decided_by_model(config, folder).items()})
     bert = read_config(folder)
-    if config.max_length > bert.max_position_embeddings:
-        most = bert.max_position_embeddings
+    if config.max_length > bert.positions:
+        most = bert.positions
         raise InputError(
             f"--max-length: expected at most the model's {most} positions, got {config.max_length}"
         )
     if METHODS[config.method].layer:
         find_adapted(config, bert)
-    if bert.type_vocab_size < 2 and config.pair == "concat" and any(task.is_pair for task in config.tasks):
+    tells = bert.type_vocab_size > 1 or not bert.family.reads_types  # which tell by the tokens between
+    if not tells and config.pair == "concat" and any(task.is_pair for task in config.tasks):
         raise InputError("--pair concat: the model tells no second sentence from the first; use siamese")
     dropout = config.encoder_dropout
     if dropout is None:

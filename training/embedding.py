@@ -11,7 +11,7 @@ from lora.methods import merge
 from minibert.errors import InputError
 from minibert.files import replacing, write_safetensors
 from minibert.hub import resolve
-from minibert.sources import INDEX, WEIGHTS
+from minibert.sources import INDEX, PICKLED, WEIGHTS
 from minibert.tokenizer import Tokenizer
 from minibert.weights import load_bert
 from tasks.base import Example, Task
@@ -50,7 +50,7 @@ class Encoder:
             InputError: if it is none of these, or a file in it is missing, damaged or does not fit.
         """
         path = Path(name)
-        if path.is_dir() and not any((path / file).is_file() for file in (WEIGHTS, INDEX)):
+        if path.is_dir() and not any((path / file).is_file() for file in (WEIGHTS, INDEX, PICKLED)):
             config, model, tokenizer = load_run(path)
             check_unchanged(path, config)
             return cls(TaskModel(model.bert, config.pooling, {}), tokenizer)._in(precision, device)

@@ -17,23 +17,21 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from lora.methods import METHODS, merge
+from lora.methods import merge
 from minibert.errors import InputError
+from minibert.family import CONFIG
 from minibert.files import read_json, read_safetensors, write_json, write_safetensors
-from minibert.hub import resolve
 from minibert.intended import write_intended
 from minibert.model import Bert
 from minibert.sources import WEIGHTS
 from minibert.tokenizer import Tokenizer
-from minibert.weights import CONFIG, read_checkpoint, read_config, save_bert
+from minibert.weights import read_config, save_bert, split_checkpoint
 from tasks.base import Task
 from tasks.model import TaskModel
 from training.adapter_folder import example_texts, logits_of, pooled_classifier
 from training.build import build_heads, build_tokenizer
 from training.config import Config
 from training.run_folder import RunFolder, load_run
-
-SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ def export(path: Path, out: Path, dtype: torch.dtype) -> Exported:
         write_model(model.bert, classifier, config, dtype, folder)
         if classifier is None:
             shutil.copyfile(RunFolder(path).head, folder / RunFolder(folder).head.name)
-        trained = METHODS[config.method].trains_encoder
-        write_tokenizer(path / "model" if trained else resolve(config.model), tokenizer, folder)
+        tokenizer.save(folder)
         has_pooling = config.pair == "siamese" and config.pooling != "pooler"
         if has_pooling:
             write_intended(config.pooling, config.max_length, model.bert.config.hidden_size, folder)
@@ -130,33 +127,11 @@ def _classifier_config(task: Task, dropout: float) -> dict:
     }
 
 
-def write_tokenizer(base: Path, tokenizer: Tokenizer, folder: Path) -> None:
-    """The base's tokenizer.json, made to say what `tokenizer` does, and transformers' settings."""
-    raw = read_json(base / "tokenizer.json")
-    ends = {name: [token, tokenizer.id_of(token)] for name, token in (("sep", "[SEP]"), ("cls", "[CLS]"))}
-    ours = {"truncation": None, "padding": None, "post_processor": {"type": "BertProcessing"} | ends}
-    write_json(raw | ours, folder / "tokenizer.json")
-    known = {*dict(raw["model"]["vocab"]), *(one["content"] for one in raw.get("added_tokens") or ())}
-    tokens = {f"{name}_token": f"[{name.upper()}]" for name in SPECIAL}
-    settings = {
-        # Reads tokenizer.json as it is; BertTokenizer would make some of it anew from settings here.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": tokenizer.max_length,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # a [SEP] in a text is text, as it was in training
-    }
-    # A token that is not in the vocabulary would get an id beyond the model's embeddings.
-    write_json(
-        settings | {name: token for name, token in tokens.items() if token in known},
-        folder / "tokenizer_config.json",
-    )
-
-
 def read_back(config: Config, folder: Path) -> tuple[TaskModel, Tokenizer]:
     """The exported model from its files alone, in fp32."""
-    state = {name: tensor.float() for name, tensor in read_checkpoint(folder).items()}
-    classifier = {name: state.pop(name) for name in list(state) if name.startswith("classifier.")}
+    state, classifier = (
+        {name: tensor.float() for name, tensor in part.items()} for part in split_checkpoint(folder)
+    )
     with torch.device("meta"):
         bert = Bert(read_config(folder), with_pooler="pooler.dense.weight" in state)
     bert.load_state_dict(state, assign=True)

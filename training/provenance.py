@@ -3,7 +3,7 @@
 import importlib.util
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
@@ -59,12 +59,11 @@ def data_sha256(config: Config) -> dict[str, str]:
     return {name: sha256(folder / name) for name in names if (folder / name).exists()}
 
 
-def model_sha256(base: Path, ending: str = "") -> dict[str, str]:
-    """The SHA-256 of each file of a model, or of those with an ending, in a folder that `resolve` gave."""
+def model_sha256(base: Path, files: Sequence[str] | None = None) -> dict[str, str]:
+    """The SHA-256 of each file of a model, or of some of them, in a folder that `resolve` gave."""
     # What lies in the cache, resolve has just verified by these hashes.
     known = read_json(base / HASHES)["sha256"] if base.parent == cache_root() else {}
-    files = [file for file in model_files(base) if file.endswith(ending)]
-    return {file: known.get(file) or sha256(base / file) for file in files}
+    return {file: known.get(file) or sha256(base / file) for file in files or model_files(base)}
 
 
 def run_sha256(folder: Path) -> dict[str, str]:

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import reprlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +17,13 @@ from pathlib import Path
 from lora.by_task import with_adapters_of
 from lora.methods import METHODS
 from minibert.errors import InputError
+from minibert.family import CONFIG as MODEL_CONFIG
 from minibert.files import (
     check_folder,
     check_regular,
     leftovers,
     object_in,
     read_json,
-    replacing,
     write_json,
     write_safetensors,
     write_text,
@@ -32,7 +31,6 @@ from minibert.files import (
 from minibert.hub import resolve
 from minibert.intended import write_intended
 from minibert.tokenizer import Tokenizer
-from minibert.weights import CONFIG as MODEL_CONFIG
 from minibert.weights import save_bert
 from tasks.base import Task
 from tasks.model import TaskModel
@@ -175,8 +173,7 @@ def save_model(run: RunFolder, config: Config, model: TaskModel, base: Path) -> 
         save_adapter_folder(run.adapter, config, model, base)
     elif method.trains_encoder:
         save_bert(model.bert, run.path / "model")
-        with replacing(run.path / "model" / "tokenizer.json") as temporary:
-            shutil.copyfile(base / "tokenizer.json", temporary)
+        build_tokenizer(config, base).save(run.path / "model")
         if config.pooling != "pooler":  # which sentence-transformers has not
             size = model.bert.config.hidden_size
             write_intended(config.pooling, config.max_length, size, run.path / "model")
