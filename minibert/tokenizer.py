@@ -9,7 +9,6 @@ import tokenizers
 from minibert.errors import InputError
 from minibert.files import read_json
 from minibert.sources import SENTENCE_BERT
-from minibert.verify import sha256
 
 
 class Encoded(NamedTuple):
@@ -38,9 +37,6 @@ class Tokenizer:
 
     A sentence is text: a special token written in it, such as `[SEP]`, is read as its characters.
 
-    Attributes:
-        identity: two that are alike in it, and in `max_length`, make the same of a text.
-
     Raises:
         InputError: if `tokenizer.json` is missing or damaged, has ids beyond `vocab_size`, cannot read every
             text, or frames sentences in another way than its model's family.
@@ -58,7 +54,6 @@ class Tokenizer:
             if token not in vocab:
                 raise InputError(f"{path}: expected BERT's vocabulary, it has no {token}")
         self.max_length = max_length
-        self.identity = f"{sha256(path)} by tokenizers {tokenizers.__version__}"
         self._frames = [
             ([vocab[token] for token in before], [vocab[token] for token in after], token_type)
             for before, after, token_type in frames

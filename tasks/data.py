@@ -4,7 +4,7 @@ Letters: M tokens, S sequences, B examples, H hidden size.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,6 @@ from minibert.blocks import next_multiple
 from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
-from tasks.packed import PackedTexts, Texts
 from tasks.share import Share
 
 POOL = 50  # batches whose examples are sorted by length together
@@ -129,6 +128,28 @@ def join(batches: Sequence[Batch]) -> Batch:
     )
 
 
+class PackedTexts:
+    """Encoded texts end to end in two flat arrays: a few bytes a token, whatever their number.
+
+    Attributes:
+        ends: where each text ends, [texts].
+        input_ids, token_type_ids: of all texts' tokens.
+    """
+
+    def __init__(self, texts: Sequence[str | tuple[str, str]], tokenizer: Tokenizer):
+        encoded = tokenizer(texts)
+        self.ends = np.cumsum([len(one.input_ids) for one in encoded], dtype=np.int64)
+        total = int(self.ends[-1])
+        self.input_ids = np.fromiter((t for one in encoded for t in one.input_ids), np.int32, total)
+        self.token_type_ids = np.fromiter((t for one in encoded for t in one.token_type_ids), np.int8, total)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        return self.ends[indices] - np.where(indices > 0, self.ends[indices - 1], 0)
+
+    def span(self, index: int) -> slice:
+        return slice(self.ends[index - 1] if index else 0, self.ends[index])
+
+
 class Features:
     """The pooled vectors of some of a dataset's examples, in fp32 in main memory: S/B · H · 4 bytes each."""
 
@@ -155,15 +176,14 @@ class Dataset:
         examples: Sequence[Example],
         tokenizer: Tokenizer,
         siamese: bool = False,
-        encode: Callable[[Texts, Tokenizer], PackedTexts] = PackedTexts.encode,
     ):
         self.task = task
         self.examples = tuple(examples)
         if siamese:
-            self.sides = [encode([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
+            self.sides = [PackedTexts([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
         else:
             joined = [e.texts if len(e.texts) == 2 else e.texts[0] for e in examples]
-            self.sides = [encode(joined, tokenizer)]
+            self.sides = [PackedTexts(joined, tokenizer)]
         labelled = all(e.label is not None for e in examples)
         dtype = np.int64 if task.is_classification else np.float32
         self.labels = np.array([e.label for e in examples], dtype) if labelled else None  # [len]

@@ -20,11 +20,10 @@ from minibert.intended import Choice, read_length, read_pooling
 from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
 from minibert.weights import CONFIG, load_bert, read_config
-from tasks.base import Example, Skipped, Task
+from tasks.base import Example, Skipped
 from tasks.data import Dataset
 from tasks.heads import Head
 from tasks.model import TaskModel
-from tasks.packed import encode_or_recall
 from tasks.reader import read_examples
 from training.config import Config, flag
 from training.precision import DTYPES, choose_device, choose_precision
@@ -175,10 +174,6 @@ def alphas(config: Config, ranks: Mapping[str, int]) -> dict[str, float]:
 
 def build_tokenizer(config: Config, folder: Path) -> Tokenizer:
     return Tokenizer(folder, config.max_length, read_config(folder).vocab_size)
-
-
-def build_dataset(config: Config, task: Task, examples: list[Example], tokenizer: Tokenizer) -> Dataset:
-    return Dataset(task, examples, tokenizer, config.siamese(task), encode_or_recall)
 
 
 def load_encoder(config: Config, folder: Path) -> Bert:

@@ -17,7 +17,6 @@ from tasks.data import Dataset, epoch_order
 from training.adapter_folder import pooled_classifier, save_adapter_folder
 from training.best import best_per_task, of_kept, single
 from training.build import (
-    build_dataset,
     build_model,
     build_tokenizer,
     complete,
@@ -87,7 +86,7 @@ class Run:
                 rows["sample"] = sample(rows["train"], len(rows["dev"]), task.name)
             for split, by_task in self.data.items():
                 if rows.get(split):
-                    by_task[task.name] = build_dataset(config, task, rows[split], tokenizer)
+                    by_task[task.name] = Dataset(task, rows[split], tokenizer, config.siamese(task))
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device, processes)
