@@ -203,18 +203,7 @@ def build_heads(config: Config, hidden_size: int) -> dict[str, Head]:
 
 def build_model(config: Config, folder: Path) -> TaskModel:
     """The model of a fresh run: encoder with the method applied, and new heads."""
-    return adapted(config, load_encoder(config, folder))
-
-
-def shape_of_model(config: Config, folder: Path) -> TaskModel:
-    """The same without a number in it, on the meta device: nothing is read but config.json."""
-    with torch.device("meta"):
-        bert = Bert(read_config(folder), with_pooler=config.pooling == "pooler").requires_grad_(False)
-        bert.compute_dtype = DTYPES[config.precision]
-        return adapted(config, bert)
-
-
-def adapted(config: Config, bert: Bert) -> TaskModel:
+    bert = load_encoder(config, folder)
     method = METHODS[config.method]
     ranks = find_adapted(config, bert.config) if method.layer else {}
     apply_method(
