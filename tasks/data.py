@@ -44,16 +44,12 @@ class Batch:
     labels: Tensor | None  # [B]
     pooled: Tensor | None = None  # [S, H]
     share: Share | None = None
+    tokens: int = 0  # of the whole batch, without filler
 
     @property
     def weight(self) -> float:
         """Of this loss in that of the whole batch."""
         return 1.0 if self.share is None else self.share.weight
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole batch, without filler."""
-        return sum(self.sequences.of_batch)
 
     def whole(self, x: Tensor) -> Tensor:
         """x of each example [b, ...] -> of the whole batch's [B, ...]"""
@@ -115,15 +111,11 @@ def join(batches: Sequence[Batch]) -> Batch:
         return torch.cat([*tokens, first.input_ids.new_zeros(filler, dtype=tokens[0].dtype)])  # [M]
 
     lengths = tuple(length for batch in batches for length in batch.sequences.lengths)
-    whole, places = (), ()
-    for batch in batches:
-        places += tuple(len(whole) + place for place in batch.sequences.places)
-        whole += batch.sequences.whole
     return Batch(
         ids=tuple(one for batch in batches for one in batch.ids),
         input_ids=row("input_ids"),
         token_type_ids=row("token_type_ids"),
-        sequences=Sequences(lengths, filler, whole, places),
+        sequences=Sequences(lengths, filler),
         labels=None,
     )
 
@@ -205,10 +197,6 @@ class Dataset:
         lengths = tuple(length for side in self.sides for length in side.lengths(mine).tolist())
         # What is encoded already needs no tokens.
         spans = [(side, side.span(i)) for side in self.sides for i in mine] if self.features is None else []
-        whole, places = (), ()
-        if share is not None:
-            whole = tuple(int(n) for side in self.sides for n in side.lengths(indices))
-            places = tuple(s * len(indices) + i for s in range(len(self.sides)) for i in share.places)
         filler = filler_of(sum(lengths), share) if spans else 0
         nothing = np.zeros(filler, np.int32)
         input_ids = np.concatenate([*(side.input_ids[span] for side, span in spans), nothing])  # [M]
@@ -219,10 +207,11 @@ class Dataset:
             ids=tuple(self.examples[i].id for i in indices.tolist()),
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(token_type_ids),
-            sequences=Sequences(lengths, filler, whole=whole, places=places),
+            sequences=Sequences(lengths, filler),
             labels=None if self.labels is None else torch.from_numpy(self.labels[labelled]),
             pooled=None if self.features is None else self.features.of(mine),
             share=share,
+            tokens=int(self.lengths(indices).sum()),
         )
 
     def in_order_of_length(
