@@ -15,7 +15,7 @@ import train
 from kernels import dropout
 from tasks.mixture import Mixture
 from tasks.share import Share, dealt
-from training.pairs import COMPARING
+from training.config import COMPARING
 from training.run import Run
 
 IN_PIECES = [name for name, changes in SHARED.items() if changes.get("loss") not in COMPARING]

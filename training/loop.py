@@ -12,17 +12,15 @@ from kernels.dropout import install_dropout, seed_generator
 from lora.methods import METHODS
 from tasks.data import Batch, Dataset
 from tasks.mixture import Mixture
-from tasks.model import TaskModel
-from tasks.objective import objective
+from tasks.model import TaskModel, objective
 from training.best import dev_scores, epochs_kept, longest_wait, mean, single
 from training.casting import cast_layer_by_layer
 from training.checkpoint import Progress, load_trainable, trainable_state
-from training.config import Config
+from training.config import COMPARING, Config
 from training.errors import TrainingError, not_finite
 from training.evaluate import constant, encode_once, predict, score
 from training.memory import give_back_memory, keep_freed_memory, wait_for
 from training.optimizer import build_optimizer, lr_factor
-from training.pairs import COMPARING
 from training.processes import ALONE, Processes, others_there
 from training.recompute import recompute_layers
 from training.signals import Interrupted, Received, stop_signals
