@@ -83,7 +83,6 @@ def memory_of(device: str) -> float:
     """
     import torch
 
-    from training.footprint import available_mib
     from training.precision import choose_device
 
     chosen = choose_device(device)
@@ -93,6 +92,25 @@ def memory_of(device: str) -> float:
     if available is None:
         raise InputError("--memory: expected GiB, as this system does not say what it has")
     return available
+
+
+def available_mib(
+    meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """What can be had without swapping, or less where a control group (a container) allows less.
+
+    None where the system does not say.
+    """
+    try:
+        told = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = int(told["MemAvailable"].split()[0]) / 2**10
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        most, taken = (int((groups / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no group, or one that says "max"
+        return available
+    return min(available, (most - taken) / 2**20)
 
 
 def main() -> int:

@@ -5,8 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.labelled import labelled
-from experiments.listing import Run
+from experiments.listing import Run, labelled
 from minibert.errors import InputError
 from minibert.files import read_text
 from tasks.base import Task

@@ -10,8 +10,8 @@ from experiments.pair_order import Order, order, predict_both
 from experiments.scored import Scored
 from experiments.statistics import influence, standard_error
 from tasks.bootstrap import interval, score_of
+from tasks.data import Dataset
 from tasks.metrics import METRICS
-from training.build import build_dataset
 from training.run_folder import load_run
 
 ORDERED = ("sst",)  # tasks whose classes have an order
@@ -104,7 +104,7 @@ def evaluate(run: Scored, with_model: bool = True) -> Evaluation:
 def _with_model(run: Scored) -> tuple[Order | None, np.ndarray]:
     """Pairs in both orders, and the tokens of each example [n]."""
     config, model, tokenizer = load_run(run.path, run.task.name)
-    data = build_dataset(config, run.task, list(run.examples), tokenizer)
+    data = Dataset(run.task, run.examples, tokenizer, config.siamese(run.task))
     lengths = data.lengths(np.arange(len(data)))
     if not run.task.is_pair:
         return None, lengths

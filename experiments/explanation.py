@@ -1,23 +1,27 @@
 """One example through a finished run, as plain values; `experiments.explain` is the command.
 
-Letters: T tokens of a sequence, L layers, N heads.
+Letters: M tokens of all sequences, T tokens of one, H hidden size, L layers, N heads, D = H / N head size.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from experiments.attention_maps import attention_maps
 from experiments.attribution import Attribution, attribute_example, framing
 from experiments.nearest import drawn, nearest, training_examples
 from lora.methods import merge
+from minibert.attention import SelfAttention
 from minibert.errors import InputError
+from minibert.layers import apply_all
+from minibert.model import Bert
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
-from tasks.data import Dataset
+from tasks.data import Batch, Dataset
 from tasks.model import TaskModel
 from training.config import Config
 from training.evaluate import Prediction, predict
@@ -165,3 +169,28 @@ def find_neighbours(
     train = Dataset(data.task, among, tokenizer, config.siamese(data.task))
     one = data.collate(np.zeros(1, int))
     return Neighbours(nearest(model, train, one, count), len(among), len(examples))
+
+
+def attention_weights(attention: SelfAttention, x: Tensor) -> Tensor:
+    """A = softmax(Q Kᵀ / √D) in each head (Vaswani et al. 2017, eq. 1): what a layer weighs its values by.
+
+    x [T, H], what goes into the layer of one sequence -> [N, T, T]. A[n, i, j] is the share that token j's
+    value has in what head n gives to token i, so each row sums to 1. The layer's output is A V, head by head.
+    """
+    q, k, _ = apply_all((attention.query, attention.key, attention.value), x)  # [T, H] each
+    Q, K = (y.unflatten(1, (attention.num_heads, -1)).transpose(0, 1) for y in (q, k))  # [N, T, D]
+    return (Q @ K.mT / math.sqrt(Q.shape[-1])).softmax(dim=-1)
+
+
+@torch.no_grad()
+def attention_maps(bert: Bert, batch: Batch) -> list[Tensor]:
+    """The weights in each sequence of a batch, [L, N, T, T]; bert is in eval, so that nothing is dropped."""
+    x = bert.embeddings(batch.input_ids, batch.token_type_ids, batch.sequences.position_ids)  # [M, H]
+    x = x.to(bert.compute_dtype or x.dtype)
+    maps: list[list[Tensor]] = [[] for _ in batch.sequences.lengths]
+    for layer in bert.encoder["layer"]:
+        rows = x.split([*batch.sequences.lengths, batch.sequences.filler])[:-1]  # [T, H] of each sequence
+        for of_sequence, own in zip(maps, rows, strict=True):
+            of_sequence.append(attention_weights(layer.attention["self"], own))
+        x = layer(x, batch.sequences)
+    return [torch.stack(of_sequence) for of_sequence in maps]

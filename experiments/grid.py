@@ -26,7 +26,7 @@ def build_parser() -> Parser:
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE.toml", help="the grid; flags override it")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and what they may take")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells, and check their data")
     search = parser.add_argument_group("search, by Optuna", "instead of every combination")
     search.add_argument("--search", choices=("grid", "random", "tpe"), help="how trials are chosen")
     search.add_argument("--trials", type=int, help="trials of each method, task, input, model and data")
@@ -100,9 +100,9 @@ def main() -> int:
         raise InputError("--trials, --pruner, --storage: expected --search, or [search] in the file")
     cells = make_cells(table, where)
     if given.dry_run:
-        from experiments.estimate import listing
+        from experiments.runs import listing
 
-        say(listing(cells, given.out, given.jobs))
+        say(listing(cells, given.out))
         return 0
     return run_grid(cells, given.out, given.jobs)
 

@@ -1,6 +1,7 @@
 """Runs' folders as a report reads them: finished ones with their curves, all others with what they lack."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -10,6 +11,8 @@ from experiments.left_out import LeftOut, sort_out
 from experiments.summary import Record, by_task, distinct, is_number, of_task, read_record
 from minibert.errors import InputError
 from minibert.files import read_text
+from tasks.base import Example, Task
+from training.config import Config
 
 CURVES = ("epoch", "loss", "dev", "train")
 
@@ -61,3 +64,21 @@ def read_history(path: Path, task: str | None = None) -> list[dict]:
             raise InputError(f"{path}:{number}: expected the numbers {', '.join(CURVES)}, got {text[:60]!r}")
         history.append(line)
     return history
+
+
+def labelled(config: Config, task: Task, split: str) -> list[Example]:
+    """Of a run's `train` or `dev`, the rows that it had.
+
+    Raises:
+        InputError: if the data folder is no longer there, or cannot be read.
+    """
+    from tasks.course import cached_folder
+    from tasks.reader import read_examples
+    from training.build import data_folder
+
+    folder = cached_folder() if config.data == "cs224n" else Path(config.data)
+    if config.data != "demo" and not os.path.isfile(folder / task.files[split]):
+        raise InputError(f"{folder}: there is no {task.files[split]} any more")
+    folder = data_folder(config) if config.data == "demo" else folder
+    examples, _ = read_examples(folder / task.files[split], task, labelled=True, quotes=config.quotes)
+    return examples

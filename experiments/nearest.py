@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from experiments.labelled import labelled
+from experiments.listing import labelled
 from minibert.errors import InputError
 from tasks.base import Example, Task
 from tasks.data import Batch, Dataset

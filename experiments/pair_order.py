@@ -12,7 +12,6 @@ from tasks.base import Example, Task
 from tasks.data import Dataset
 from tasks.metrics import METRICS
 from tasks.model import TaskModel
-from training.build import build_dataset
 from training.config import Config
 from training.evaluate import Prediction, predict
 
@@ -53,6 +52,6 @@ def predict_both(
     config: Config, model: TaskModel, tokenizer: Tokenizer, task: Task, examples: Sequence[Example]
 ) -> tuple[Prediction, Prediction]:
     swapped = [replace(example, texts=example.texts[::-1]) for example in examples]
-    sides: list[Dataset] = [build_dataset(config, task, list(one), tokenizer) for one in (examples, swapped)]
+    sides = [Dataset(task, one, tokenizer, config.siamese(task)) for one in (examples, swapped)]
     there, back = (predict(model, one, torch.device("cpu")) for one in sides)
     return there, back

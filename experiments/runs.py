@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cache
 from math import isnan
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,8 @@ from experiments.cells import Cell
 from experiments.pool import GridFolder, run_all
 from experiments.summary import Record, distinct, lines, markdown, read_records, rows
 from minibert.errors import InputError
+from minibert.hub import is_local, resolve
+from training.build import complete, read_splits
 from training.config import Config
 
 
@@ -31,6 +34,33 @@ def run_cells(
     work = GridWork(cells, folder, jobs, say)
     say(f"{len(cells)} cells in {out}, {len(work.finished)} of them finished")
     return run_all(work, folder, jobs), work.failed
+
+
+def check_data(cells: Sequence[Cell]) -> None:
+    """Read the cells' data, and the config.json of each model that is here: mistakes show before any run.
+
+    Raises:
+        InputError: if a cell's data, or its model, cannot be used.
+    """
+    read, find = cache(read_splits), cache(resolve)
+    for cell in cells:
+        config = cell.config
+        try:
+            splits = read(
+                Config(data=config.data, task=config.task, strict=config.strict, quotes=config.quotes)
+            )
+            if is_local(config.model):
+                complete(config, find(config.model), splits)
+        except InputError as error:
+            raise InputError(f"cell {cell.name}: {error}") from None
+
+
+def listing(cells: Sequence[Cell], out: Path) -> str:
+    """A line a cell. Raises InputError as `check_data` does."""
+    check_data(cells)
+    folder = GridFolder(out)
+    told = [cell.name + ("  finished" if folder.result(cell.name).exists() else "") for cell in cells]
+    return "\n".join([*told, f"{len(cells)} cells"])
 
 
 def records(cells: Sequence[Cell], out: Path) -> list[Record]:

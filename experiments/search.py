@@ -9,13 +9,12 @@ import socket
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import IO
 
 from experiments.cells import Cell
 from experiments.pool import GridFolder, run_all
-from experiments.runs import check_same, outcome_of, report
+from experiments.runs import check_data, check_same, outcome_of, report
 from experiments.space import Plan, Space, make_spaces, read_plan
 from experiments.study import FrozenTrial, Study, Trial, TrialState, open_storage
 from minibert.files import read_json
@@ -29,7 +28,7 @@ def run_search(table: Mapping, where: str, given: Namespace, say: Callable[[str]
     """
     spaces, plan = make_spaces(table, where, read_plan(table, where, given))
     if given.dry_run:
-        say(listing(spaces, plan, given.out, given.jobs))
+        say(listing(spaces, plan))
         return 0
     folder = GridFolder(given.out)
     folder.make()
@@ -141,15 +140,8 @@ def score(dev: float | Mapping[str, float]) -> float:
     return fmean(dev.values()) if isinstance(dev, Mapping) else dev
 
 
-def listing(spaces: Sequence[Space], plan: Plan, out: Path, jobs: int) -> str:
-    """A line a space, by its middle; a pruned trial takes less."""
-    from experiments.estimate import estimates
-    from experiments.runs import duration
-
-    found = estimates([space.middle() for space in spaces], out)
-    told = [
-        f"{space.name}  {plan.trials} trials, each {one}" for space, one in zip(spaces, found, strict=True)
-    ]
-    seconds = plan.trials * sum(one.seconds for one in found) / jobs
-    total = f"{plan.trials * len(spaces)} trials: {duration(seconds)} by {jobs} at once"
-    return "\n".join([*told, f"{total}, at the middle of each range and the first of each list, none pruned"])
+def listing(spaces: Sequence[Space], plan: Plan) -> str:
+    """A line a space, once its data has been read."""
+    check_data([space.middle() for space in spaces])
+    told = [f"{space.name}  {plan.trials} trials" for space in spaces]
+    return "\n".join([*told, f"{plan.trials * len(spaces)} trials"])

@@ -1,7 +1,7 @@
 """Runs whose scores compare - of one task, model and data - as the tables and plots of a report."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -193,11 +193,6 @@ class Comparison:
 
 def number(value: int) -> Cell:
     return Cell(str(value), value)
-
-
-def in_order(values: Iterable) -> list:
-    """Each once, those of no value last."""
-    return sorted(set(values), key=lambda value: (value is None, 0 if value is None else value))
 
 
 def applies(config: Config, name: str) -> bool:

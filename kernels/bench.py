@@ -5,7 +5,9 @@ forward and backward, also in PEFT's form where that is installed. They take tur
 from DRAM (kernels/timing.py). The least time is that of our passes by kernels/costs.py, at the bandwidth and
 the FLOPs that the device sustains; `reached` is its share of our time.
 
-PEFT is set up as kernels/peft_costs.py says; with dropout its DoRA drops out the base term's input too.
+PEFT is set up at its cheapest: everything in the activations' dtype, the adapters too, no autocast. By
+default get_peft_model keeps the adapters of such a base in fp32, and each layer then casts x to it. With
+dropout its DoRA drops out the base term's input too, in a second product.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kernels.costs import LAYERS, PATHS, Layer, Limits, layer, seconds
+from kernels.costs import DROPOUT, LAYERS, PATHS, Layer, Limits, layer, seconds
 from minibert.errors import InputError
 from minibert.files import check_output, replacing, write_text
 from training.cli import Parser
@@ -60,18 +62,32 @@ def layers(one: Layer, dtype: "torch.dtype", device: "torch.device") -> "Iterato
     from torch import nn
 
     from kernels.cases import SCALING, Case
-    from kernels.peft_costs import VARIANTS, installed, peft_layer
 
     for name, make in PATHS.items():
         if name == "frozen":
             continue
-        settings = VARIANTS[f"PEFT {name}"]
+        settings = "DoRA" in name, DROPOUT if "dropout" in name else 0.0
         ways = our_ways(one, *settings, dtype, device)
         if installed():
             base = nn.Linear(one.K, one.N, device=device, dtype=dtype)
             ways["PEFT"] = training_step(peft_layer(base, one.r, SCALING, *settings), one, dtype, device)
         path = make(one)
         yield Case(name, ways, (*path.forward, *path.backward))
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("peft") is not None
+
+
+def peft_layer(base: "nn.Linear", rank: int, scaling: float, dora: bool, dropout: float) -> "nn.Module":
+    """PEFT's layer around a frozen `base`; A, B and m in the dtype of its weight, and on its device."""
+    from torch import nn
+
+    peft = importlib.import_module("peft")
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=scaling * rank, lora_dropout=dropout, use_dora=dora, target_modules=["0"]
+    )
+    return peft.inject_adapter_in_model(config, nn.Sequential(base.requires_grad_(False)))[0].train()
 
 
 def our_ways(
@@ -214,7 +230,6 @@ def check_outputs(csv_file: Path | None, plot_file: Path | None) -> None:
 def run(given: argparse.Namespace, device: "torch.device", name: str, timer: "Timer") -> None:
     """Time, print, and write what the flags ask for."""
     from kernels import timing
-    from kernels.peft_costs import installed
     from training.precision import DTYPES
 
     limits = timing.sustained(timer, device, DTYPES[given.dtype])

@@ -1,4 +1,4 @@
-"""Dropout whose mask is a pure function of (seed, step, site), and cheap on a CPU.
+"""Dropout whose mask is a pure function of (seed, rank, step, site, use), and cheap on a CPU.
 
 PyTorch draws CPU masks one value after another: in a fine-tuning step that costs more than the matrix
 products. Here a counter-based generator (Philox, Salmon et al. 2011) gives random bytes, one a value,
@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,33 +23,15 @@ from kernels.philox import Mask, Masking
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of a floating-point number's size in bytes
 
 
-class Rows(NamedTuple):
-    """Which rows of a whole batch's tensor a process has, and which of the batch's uses this is."""
-
-    first: int
-    beyond: Tensor | None  # how far behind the first each of them is; None if they follow one another
-    use: int
-
-    @classmethod
-    def at(cls, places: np.ndarray, use: int) -> "Rows":
-        """Of rows at these places, the first of them foremost."""
-        beyond = places - places[0]
-        follow = beyond[-1] == len(places) - 1
-        return cls(int(places[0]), None if follow else torch.from_numpy(beyond), use)
-
-
 class DropoutKey:
     """What the masks of a training step depend on; the training loop sets `step`.
 
-    A site may be used several times in a step, as attention's is for each block: its uses are counted,
-    and setting `step` begins the count anew. Where a step's batch is shared by several processes `rows` says,
-    of the layer of a name, x and the use, which rows of the batch's x this one is; its mask are those rows
-    of the batch's mask, so that the number of processes makes no difference.
+    A site may be used several times in a step, for each block of attention and each piece of a batch: its
+    uses are counted, and setting `step` begins the count anew.
     """
 
     def __init__(self, seed: int, step: int = 0):
         self.seed, self.step = seed, step
-        self.rows: Callable[[str, Tensor, int], Rows] | None = None
 
     @property
     def step(self) -> int:
@@ -89,20 +70,14 @@ _of_thread = _Generators()
 _START = np.random.Philox(0).state  # with nothing drawn yet
 
 
-def keep_mask(
-    shape: torch.Size, drop: int, seed: int, step: int, site: int, use: int = 0, first_row: int = 0
-) -> Tensor:
-    """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256.
-
-    Of a larger tensor it is the mask of as many rows from `first_row` on.
-    """
-    block, skipped = divmod(first_row * shape[1:].numel() if first_row else 0, 32)  # a count draws 32 bytes
-    count = skipped + shape.numel()
+def keep_mask(shape: torch.Size, drop: int, seed: int, step: int, site: int, use: int = 0) -> Tensor:
+    """int8: -1 (all bits set) where a value is kept, 0 where it is dropped, with probability drop / 256."""
+    count = shape.numel()
     # Said to be uint64: of a list with a number from 2**63 on, NumPy makes floats, and seeds collide.
     key = np.array([seed % 2**64, (site << 40) + step], dtype=np.uint64)
-    counter = np.array([block, 0, 0, use], dtype=np.uint64)
+    counter = np.array([0, 0, 0, use], dtype=np.uint64)
     _of_thread.philox.state = _START | {"state": {"counter": counter, "key": key}}
-    bits = _of_thread.philox.random_raw(-(-count // 8)).view(np.uint8)[skipped:count]
+    bits = _of_thread.philox.random_raw(-(-count // 8)).view(np.uint8)[:count]
     kept = np.greater_equal(bits, drop, out=bits.view(np.bool_)).view(np.int8)  # 1 or 0, where the bits were
     return torch.from_numpy(np.negative(kept, out=kept)).view(shape)
 
@@ -134,9 +109,9 @@ class Dropout(nn.Dropout):
     numbers are those of `seed_generator`.
     """
 
-    def __init__(self, p: float, key: DropoutKey, site: int, name: str = ""):
+    def __init__(self, p: float, key: DropoutKey, site: int):
         super().__init__(p)
-        self.key, self.site, self.name = key, site, name
+        self.key, self.site = key, site
         self.drop = 256 if p == 1 else min(round(256 * p), 255)  # of 256 byte values
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,14 +127,8 @@ class Dropout(nn.Dropout):
             return F.dropout(torch.ones_like(x), self.p).mul
         if self.drop == 256:
             return torch.zeros_like(x).mul
-        use, shape, first, beyond = self.key.next_use(self.site), x.shape, 0, None
-        if self.key.rows is not None:
-            first, beyond, use = self.key.rows(self.name, x, use)
-        if beyond is not None:  # what follows the last of them, filler, may have any row's
-            beyond = torch.cat([beyond, beyond.new_zeros(len(x) - len(beyond))])
-            shape = torch.Size([int(beyond.max()) + 1, *x.shape[1:]])
-        mask = keep_mask(shape, self.drop, self.key.seed, self.key.step, self.site, use, first)
-        mask = mask if beyond is None else mask[beyond]
+        use = self.key.next_use(self.site)
+        mask = keep_mask(x.shape, self.drop, self.key.seed, self.key.step, self.site, use)
         return partial(masked, mask=mask, scale=256 / (256 - self.drop))
 
     def draw_rows(self, x: Tensor) -> Masking:
@@ -170,6 +139,12 @@ class Dropout(nn.Dropout):
         return Mask(self.p, self.key.seed, self.key.step, site)
 
 
+def seed_of(*numbers: int) -> int:
+    """One seed for several numbers, any of which changes it."""
+    words = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)
+    return int(words[0])
+
+
 def seed_generator(device: torch.device, *numbers: int) -> None:
     """Have a GPU's masks from here on be a function of these numbers; a CPU's are one of their key.
 
@@ -177,8 +152,7 @@ def seed_generator(device: torch.device, *numbers: int) -> None:
     """
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
-        seed = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)
-        torch.cuda.default_generators[index].manual_seed(int(seed[0]))
+        torch.cuda.default_generators[index].manual_seed(seed_of(*numbers))
 
 
 def draw(dropout: nn.Dropout, x: Tensor) -> Masking:
@@ -188,14 +162,16 @@ def draw(dropout: nn.Dropout, x: Tensor) -> Masking:
     return F.dropout(torch.ones_like(x), dropout.p).mul
 
 
-def install_dropout(model: nn.Module, seed: int) -> DropoutKey:
+def install_dropout(model: nn.Module, seed: int, rank: int = 0) -> DropoutKey:
     """Put this dropout in the place of every `nn.Dropout` in a model; the model need not know.
+
+    Each process of a run draws masks of its own: the first one those of a run of one process.
 
     Sites are numbered in the order of `named_modules`, so they are the same in every run of a model.
     Installed again, all of them follow the new key.
     """
-    key = DropoutKey(seed)
+    key = DropoutKey(seed_of(seed, rank) if rank else seed)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
     for site, (name, module) in enumerate(found):
-        model.set_submodule(name, Dropout(module.p, key, site, name).train(module.training))
+        model.set_submodule(name, Dropout(module.p, key, site).train(module.training))
     return key

@@ -2,15 +2,14 @@
 
 Prints, for the layers of BERT-base and MiniLM, the launches of a forward and a backward pass, the bytes that
 they move through DRAM, the activations kept for backward, and the time below which neither bandwidth nor the
-peak of matrix products lets them go. Ours by the formulas of kernels/costs.py, PEFT's counted from the
-operations it calls (kernels/peft_costs.py), where it is installed. All in fp16; nothing is measured here.
+peak of matrix products lets them go, by the formulas of kernels/costs.py. All in fp16; nothing is measured.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from kernels.costs import DEVICES, LAYERS, PATHS, Path, frozen, launches, layer
+from kernels.costs import DEVICES, LAYERS, PATHS, frozen, launches, layer
 from minibert.errors import InputError
 from training.cli import Parser
 from training.exit import run_command
@@ -18,25 +17,15 @@ from training.exit import run_command
 HEADER = ("layer", "path", "launches", "moved", "saved", "at least", "beyond frozen")
 
 
-def paths(device: str, M: int, K: int, N: int, rank: int) -> Iterator[tuple[str, Path]]:
-    """The rows of a layer: PEFT's counted where it is installed, then ours by formula."""
-    from kernels.peft_costs import VARIANTS, count, installed
-
-    one = layer(M, K, N, rank, DEVICES[device].architecture)
-    peft = VARIANTS if installed() else {}
-    for name, make in PATHS.items():
-        if f"PEFT {name}" in peft:
-            yield f"PEFT {name}", count(M, K, N, rank, *peft[f"PEFT {name}"])
-        yield name, make(one)
-
-
 def table(device: str, tokens: int, rank: int) -> str:
     architecture, limits = DEVICES[device]
     cells = [HEADER]
     for model, sizes in LAYERS.items():
         for K, N in sizes:
-            least = frozen(layer(tokens, K, N, rank, architecture)).seconds(limits)
-            for name, path in paths(device, tokens, K, N, rank):
+            one = layer(tokens, K, N, rank, architecture)
+            least = frozen(one).seconds(limits)
+            for name, make in PATHS.items():
+                path = make(one)
                 seconds = path.seconds(limits)
                 cells.append(
                     (
@@ -70,10 +59,6 @@ def main() -> int:
     print(f"{given.device}, {given.tokens} tokens, rank {given.rank}, fp16; launches forward + backward;")
     print("saved: activations, not the weight that a form multiplies by (W', or W in fp16)\n")
     print(table(given.device, given.tokens, given.rank))
-    from kernels.peft_costs import installed
-
-    if not installed():
-        print("\nPEFT is not installed: its rows are left out")
     return 0
 
 

@@ -41,20 +41,9 @@ def next_multiple(number: int, of: int) -> int:
 
 
 class Block:
-    """S sequences, padded to T tokens each.
+    """S sequences, padded to T tokens each."""
 
-    They are those at `places` of the batch's `number`-th block, whose others other processes may have.
-    """
-
-    def __init__(
-        self,
-        T: int,
-        lengths: Sequence[int],
-        first_rows: Sequence[int],
-        places: Sequence[int],
-        number: int,
-    ):
-        self.places, self.number = tuple(places), number
+    def __init__(self, T: int, lengths: Sequence[int], first_rows: Sequence[int]):
         t, length = torch.arange(T), torch.tensor(lengths)[:, None]  # [T], [S, 1]
         self.inside = t < length  # [S, T]
         # Past a sequence's end stands its last token again: any finite number will do there.

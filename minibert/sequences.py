@@ -25,15 +25,10 @@ class Sequences:
 
     The row may end in `filler` tokens that belong to no sequence, and that no sequence sees: a matrix
     library keeps half a megabyte of code for every M it meets, so it pays to meet few.
-
-    The row may also be one process's share of a batch: `whole` are then the lengths of all the batch's
-    sequences, and `places`, in ascending order, says which of them these are. Blocks are the batch's.
     """
 
     lengths: tuple[int, ...]
     filler: int = 0
-    whole: tuple[int, ...] = ()
-    places: tuple[int, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """What a GPU needs of this, built on the host: a GPU would have to be waited for."""
@@ -51,32 +46,13 @@ class Sequences:
     def to(self, device: torch.device) -> "Sequences":
         return self.holding({name: tensor.to(device) for name, tensor in self.tensors().items()})
 
-    @property
-    def of_batch(self) -> tuple[int, ...]:
-        """The lengths of all the batch's sequences, in whatever process they are."""
-        return self.whole or self.lengths
-
-    @cached_property
-    def _sizes(self) -> list[tuple[int, list[int]]]:
-        return block_sizes(self.of_batch)
-
-    @property
-    def blocks_of_batch(self) -> int:
-        """How many blocks the whole batch has."""
-        return len(self._sizes)
-
     @cached_property
     def blocks(self) -> list[Block]:
-        """Those of them with sequences of this share."""
-        mine = {place: i for i, place in enumerate(self.places or range(len(self.lengths)))}
-        first_rows, blocks = [0, *accumulate(self.lengths)], []
-        for number, (T, sequences) in enumerate(self._sizes):
-            places = [place for place, sequence in enumerate(sequences) if sequence in mine]
-            own = [mine[sequences[place]] for place in places]
-            if own:
-                lengths, rows = [self.lengths[i] for i in own], [first_rows[i] for i in own]
-                blocks.append(Block(T, lengths, rows, places, number))
-        return blocks
+        first_rows = [0, *accumulate(self.lengths)]
+        return [
+            Block(T, [self.lengths[i] for i in own], [first_rows[i] for i in own])
+            for T, own in block_sizes(self.lengths)
+        ]
 
     def grid(self, num_heads: int) -> Grid:
         """The blocks, for attention with so many heads."""

@@ -1,6 +1,5 @@
 """Text -> token ids, by the checkpoint's own `tokenizer.json` (the Rust `tokenizers` library)."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -32,9 +31,6 @@ class Tokenizer:
 
     A sentence is text: a special token written in it, such as `[SEP]`, is read as its characters.
 
-    Attributes:
-        identity: two that are alike in it, and in `max_length`, make the same of a text.
-
     Raises:
         InputError: if `tokenizer.json` is missing or damaged, has ids beyond `vocab_size`, cannot read every
             text, or frames sentences in another way than its model's family.
@@ -53,8 +49,6 @@ class Tokenizer:
             if token not in vocab:
                 raise InputError(f"{path}: expected its model's vocabulary, it has no {token}")
         self.max_length = max_length
-        digest = hashlib.sha256(self._json.encode()).hexdigest()
-        self.identity = f"{digest} by tokenizers {tokenizers.__version__}"
         self._frames = [
             ([vocab[token] for token in before], [vocab[token] for token in after], token_type)
             for before, after, token_type in frames

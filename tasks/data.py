@@ -4,7 +4,7 @@ Letters: M tokens, S sequences, B examples, H hidden size.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,6 @@ from minibert.blocks import next_multiple
 from minibert.sequences import Sequences
 from minibert.tokenizer import Tokenizer
 from tasks.base import Example, Task
-from tasks.packed import PackedTexts, Texts
 from tasks.share import Share
 
 POOL = 50  # batches whose examples are sorted by length together
@@ -46,16 +45,12 @@ class Batch:
     texts: Tensor | None = None  # [2B], of Siamese pairs: one number for equal texts
     pooled: Tensor | None = None  # [S, H]
     share: Share | None = None
+    tokens: int = 0  # of the whole batch, without filler
 
     @property
     def weight(self) -> float:
         """Of this loss in that of the whole batch."""
         return 1.0 if self.share is None else self.share.weight
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole batch, without filler."""
-        return sum(self.sequences.of_batch)
 
     def whole(self, x: Tensor) -> Tensor:
         """x of each example [b, ...] -> of the whole batch's [B, ...]"""
@@ -118,17 +113,35 @@ def join(batches: Sequence[Batch]) -> Batch:
         return torch.cat([*tokens, first.input_ids.new_zeros(filler, dtype=tokens[0].dtype)])  # [M]
 
     lengths = tuple(length for batch in batches for length in batch.sequences.lengths)
-    whole, places = (), ()
-    for batch in batches:
-        places += tuple(len(whole) + place for place in batch.sequences.places)
-        whole += batch.sequences.whole
     return Batch(
         ids=tuple(one for batch in batches for one in batch.ids),
         input_ids=row("input_ids"),
         token_type_ids=row("token_type_ids"),
-        sequences=Sequences(lengths, filler, whole, places),
+        sequences=Sequences(lengths, filler),
         labels=None,
     )
+
+
+class PackedTexts:
+    """Encoded texts end to end in two flat arrays: a few bytes a token, whatever their number.
+
+    Attributes:
+        ends: where each text ends, [texts].
+        input_ids, token_type_ids: of all texts' tokens.
+    """
+
+    def __init__(self, texts: Sequence[str | tuple[str, str]], tokenizer: Tokenizer):
+        encoded = tokenizer(texts)
+        self.ends = np.cumsum([len(one.input_ids) for one in encoded], dtype=np.int64)
+        total = int(self.ends[-1])
+        self.input_ids = np.fromiter((t for one in encoded for t in one.input_ids), np.int32, total)
+        self.token_type_ids = np.fromiter((t for one in encoded for t in one.token_type_ids), np.int8, total)
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        return self.ends[indices] - np.where(indices > 0, self.ends[indices - 1], 0)
+
+    def span(self, index: int) -> slice:
+        return slice(self.ends[index - 1] if index else 0, self.ends[index])
 
 
 class Features:
@@ -157,15 +170,14 @@ class Dataset:
         examples: Sequence[Example],
         tokenizer: Tokenizer,
         siamese: bool = False,
-        encode: Callable[[Texts, Tokenizer], PackedTexts] = PackedTexts.encode,
     ):
         self.task = task
         self.examples = tuple(examples)
         if siamese:
-            self.sides = [encode([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
+            self.sides = [PackedTexts([e.texts[side] for e in examples], tokenizer) for side in (0, 1)]
         else:
             joined = [e.texts if len(e.texts) == 2 else e.texts[0] for e in examples]
-            self.sides = [encode(joined, tokenizer)]
+            self.sides = [PackedTexts(joined, tokenizer)]
         labelled = all(e.label is not None for e in examples)
         dtype = np.int64 if task.is_classification else np.float32
         self.labels = np.array([e.label for e in examples], dtype) if labelled else None  # [len]
@@ -187,10 +199,6 @@ class Dataset:
         lengths = tuple(length for side in self.sides for length in side.lengths(mine).tolist())
         # What is encoded already needs no tokens.
         spans = [(side, side.span(i)) for side in self.sides for i in mine] if self.features is None else []
-        whole, places = (), ()
-        if share is not None:
-            whole = tuple(int(n) for side in self.sides for n in side.lengths(indices))
-            places = tuple(s * len(indices) + i for s in range(len(self.sides)) for i in share.places)
         filler = filler_of(sum(lengths), share) if spans else 0
         nothing = np.zeros(filler, np.int32)
         input_ids = np.concatenate([*(side.input_ids[span] for side, span in spans), nothing])  # [M]
@@ -201,11 +209,12 @@ class Dataset:
             ids=tuple(self.examples[i].id for i in indices.tolist()),
             input_ids=torch.from_numpy(input_ids),
             token_type_ids=torch.from_numpy(token_type_ids),
-            sequences=Sequences(lengths, filler, whole=whole, places=places),
+            sequences=Sequences(lengths, filler),
             labels=None if self.labels is None else torch.from_numpy(self.labels[labelled]),
             texts=self.numbered(labelled) if len(self.sides) > 1 else None,
             pooled=None if self.features is None else self.features.of(mine),
             share=share,
+            tokens=int(self.lengths(indices).sum()),
         )
 
     def numbered(self, indices: np.ndarray) -> Tensor:

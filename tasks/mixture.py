@@ -5,14 +5,12 @@ run is resumed by its seed and its step, and several processes agree without a w
 """
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 
 import numpy as np
 
 from tasks.data import Batch, Dataset, epoch_order, like_length
 from tasks.share import Share, dealt
-
-Piece = dict[str, tuple[np.ndarray, Share | None]]  # task -> a batch's examples, and which of them are meant
 
 
 def turns_per_epoch(batches: Mapping[str, int], temperature: float) -> dict[str, int]:
@@ -118,7 +116,7 @@ class Mixture:
 
     def batches_of(self, step: int, without: Container[str] = ()) -> dict[str, Batch]:
         """The batch of each task that has a turn in step 0, 1, 2, ..., but those `without`, in one piece."""
-        (batches,) = self._collated(self._pieces(self._turns(step, without), most=None))
+        (batches,) = self._pieces(self._turns(step, without), most=None)
         return batches
 
     def pieces_of(self, step: int, without: Container[str] = ()) -> list[dict[str, Batch]]:
@@ -127,29 +125,12 @@ class Mixture:
 
     def pieces(self, chosen: Mapping[str, np.ndarray]) -> list[dict[str, Batch]]:
         """A step's batches of these examples, longest first, in pieces."""
-        return self._collated(self._pieces(chosen, self.most))
-
-    def largest(self, steps: int) -> tuple[int, int]:
-        """Tokens and sequences of the largest piece of the first steps, of an epoch at most."""
-        largest = (0, 0)
-        for step in range(min(steps, self.steps_per_epoch)):
-            for piece in self._pieces(self._turns(step), self.most):
-                tokens = sequences = 0
-                for name, (chosen, share) in piece.items():
-                    data = self.datasets[name]
-                    mine = chosen if share is None else chosen[share.places]
-                    tokens += int(data.lengths(mine).sum())
-                    sequences += len(mine) * len(data.sides)
-                largest = max(largest, (tokens, sequences))
-        return largest
+        return self._pieces(chosen, self.most)
 
     def _turns(self, step: int, without: Container[str] = ()) -> dict[str, np.ndarray]:
         return {name: self._chosen(name, step) for name in self.turns.tasks(step) if name not in without}
 
-    def _collated(self, pieces: Sequence[Piece]) -> list[dict[str, Batch]]:
-        return [{name: self.datasets[name].collate(*one) for name, one in piece.items()} for piece in pieces]
-
-    def _pieces(self, chosen: Mapping[str, np.ndarray], most: int | None) -> list[Piece]:
+    def _pieces(self, chosen: Mapping[str, np.ndarray], most: int | None) -> list[dict[str, Batch]]:
         chosen = {name: one[dealt(len(one))] for name, one in chosen.items()}
         shares = {
             name: Share(self.rank, self.processes, len(one), self.apart) for name, one in chosen.items()
@@ -159,7 +140,10 @@ class Mixture:
         pieces = {name: share.pieces(number) if number > 1 else [share] for name, share in shares.items()}
         if number * self.processes == 1:
             pieces = dict.fromkeys(chosen, [None])  # the whole batch
-        return [{name: (one, pieces[name][i]) for name, one in chosen.items()} for i in range(number)]
+        return [
+            {name: self.datasets[name].collate(one, pieces[name][i]) for name, one in chosen.items()}
+            for i in range(number)
+        ]
 
     def _chosen(self, name: str, step: int) -> np.ndarray:
         epoch, index = divmod(self.turns.had(name, step), self.batches[name])  # of its own data

@@ -133,8 +133,8 @@ def test_each_piece_of_each_step_seeds_the_generator_for_itself(tiny: Path, smal
 
     with patch.object(loop, "seed_generator", seen):
         losses(tiny, small_data, "cuda", 2, micro_batch_size=3, **DROPPING)
-    compiling = 0  # the first step is done once more, before it counts
-    assert seeded == [(0, 0, step, piece) for step in (compiling, 0, 1) for piece in (0, 1, 2)]
+    # The first step is done twice: to compile the kernels, and to train.
+    assert seeded == [(0, 0, step, piece) for step in (0, 0, 1) for piece in (0, 1, 2)]
 
 
 def test_another_seed_rank_step_and_piece_have_other_masks() -> None:

@@ -10,7 +10,7 @@ from tiny_bert import TINY
 from tolerances import tolerance
 from torch import Tensor
 
-from experiments.attention_maps import attention_maps, attention_weights
+from experiments.explanation import attention_maps, attention_weights
 from lora.methods import METHODS, apply_method
 from minibert.model import Bert
 from minibert.sequences import Sequences

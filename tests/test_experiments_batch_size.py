@@ -7,8 +7,7 @@ import pytest
 from small_runs import call, flags, settings
 
 from experiments.batch_size import Step, largest, last_within, main
-from experiments.batch_step import measure_apart
-from training.footprint import available_mib
+from experiments.batch_step import available_mib, measure_apart
 
 ALL = 10_000  # examples
 

@@ -184,19 +184,21 @@ def test_a_dry_run_lists_every_cell_and_runs_nothing(tiny: Path, small_data: Pat
     ended = grid(tiny, small_data, out, "--seed", "0", "1", "--dry-run")
     assert (ended.code, ended.err) == (0, "")
     listed = ended.out.splitlines()
-    assert [line.split()[0] for line in listed[:2]] == ["seed0", "seed1"]
-    assert all(line.endswith("(counted)") for line in listed[:2])
-    assert listed[2].startswith("2 cells: ")
+    assert listed == ["seed0", "seed1", "2 cells"]
     assert not out.exists()
 
 
-def test_a_dry_run_estimates_by_what_is_finished(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_is_finished(tiny: Path, small_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
     assert grid(tiny, small_data, out, "--seed", "0", "1").code == 0
     ended = grid(tiny, small_data, out, "--seed", *"012", "--dry-run")
-    first, _, third, *_ = ended.out.splitlines()
-    assert first.endswith("(finished)")
-    assert third.endswith("(as 2 finished of its kind)")
+    assert ended.out.splitlines() == ["seed0  finished", "seed1  finished", "seed2", "3 cells"]
+
+
+def test_a_dry_run_refuses_what_the_model_cannot_do(tiny: Path, small_data: Path, tmp_path: Path) -> None:
+    ended = grid(tiny, small_data, tmp_path / "grid", "--max-length", "16", "4096", "--dry-run")
+    assert ended.code == 2
+    assert "max-length4096: --max-length: expected at most the model's" in ended.line
 
 
 def test_another_grid_in_the_same_folder_is_refused(tiny: Path, small_data: Path, tmp_path: Path) -> None:

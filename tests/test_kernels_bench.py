@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_runs import call
 
-from kernels import bench, cases, dispatch, peft_costs, timing
+from kernels import bench, cases, dispatch, timing
 from kernels.bench import Row, csv_text, layers, parse, plot, table
 from kernels.cases import operations
 from kernels.costs import PATHS, Layer, Limits, layer
@@ -28,7 +28,7 @@ SMALL = Layer(M=24, K=16, N=32, r=3, splits=16)
 OPERATIONS = {"down", "up", "outer", "outer and dot", "backward y", "merge", "merge and gain", "gain",
               "down, dropout", "backward x, dropout"}  # fmt: skip
 LAYERS = set(PATHS) - {"frozen"}
-HAS_PEFT = peft_costs.installed()
+HAS_PEFT = bench.installed()
 
 
 def fake_timer(calls):

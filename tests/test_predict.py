@@ -14,7 +14,7 @@ from tolerances import TOLERANCE
 
 import predict
 import train
-from experiments.labelled import labelled
+from experiments.listing import labelled
 from experiments.scored import read_scored
 from tasks import STS
 from training import evaluate

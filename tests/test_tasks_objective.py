@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tasks import TASKS
 from tasks.data import Batch
-from tasks.objective import objective
-from training.pairs import LOSSES, SIDE_LOSSES, losses_of
+from tasks.model import objective
+from training.config import LOSSES, SIDE_LOSSES, losses_of
 from training.run import Run
 
 FP32 = tolerance(torch.float32)

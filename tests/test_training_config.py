@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from lora.methods import METHODS
 from minibert.errors import InputError
 from training.cli import build_parser, chosen, command_of, parse
-from training.config import Config, check, from_dict, to_dict
-from training.pairs import SIDE_LOSSES
+from training.config import SIDE_LOSSES, Config, check, from_dict, to_dict
 
 ROOT = Path(__file__).parents[1]
 

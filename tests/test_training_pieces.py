@@ -7,17 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_steps import CASES, STEPS, steps
+from shared_steps import CASES, SHARED, STEPS, steps
 from small_runs import call, flags, left_behind, settings
 from stopped_runs import stopping
 
 import train
+from kernels import dropout
 from tasks.mixture import Mixture
 from tasks.share import Share, dealt
-from training.pairs import COMPARING
+from training.config import COMPARING
 from training.run import Run
 
-IN_PIECES = [name for name, changes in CASES.items() if changes.get("loss") not in COMPARING]
+IN_PIECES = [name for name, changes in SHARED.items() if changes.get("loss") not in COMPARING]
 TRAINS_ENCODER = [name for name in CASES if name != "frozen"]
 
 
@@ -26,13 +27,28 @@ TRAINS_ENCODER = [name for name in CASES if name != "frozen"]
 def test_a_batch_in_pieces_has_the_loss_and_the_gradient_of_the_whole(
     case: str, most: int, tiny: Path, small_data: Path
 ) -> None:
-    whole = steps(tiny, small_data, CASES[case])
-    pieces = steps(tiny, small_data, CASES[case] | {"micro_batch_size": most})
+    whole = steps(tiny, small_data, SHARED[case])
+    pieces = steps(tiny, small_data, SHARED[case] | {"micro_batch_size": most})
     assert pieces.keys() == whole.keys()
     assert len(pieces["loss"]) == STEPS
     for name, values in whole.items():
         difference = torch.linalg.vector_norm(pieces[name] - values)
         assert difference <= 1e-9 * torch.linalg.vector_norm(values), name
+
+
+def test_each_piece_of_each_step_draws_masks_of_its_own(tiny: Path, small_data: Path, monkeypatch) -> None:
+    drawn, draw = [], dropout.keep_mask
+
+    def noted(shape: torch.Size, drop: int, *key: int) -> torch.Tensor:
+        drawn.append(key)
+        return draw(shape, drop, *key)
+
+    monkeypatch.setattr(dropout, "keep_mask", noted)
+    trainer = Run(settings(tiny, small_data, micro_batch_size=2, encoder_dropout=0.1)).trainer
+    trainer.model.train()
+    for _ in range(2):
+        trainer.step()
+    assert len(set(drawn)) == len(drawn) > 2 * 4 * 4
 
 
 @pytest.mark.parametrize("case", TRAINS_ENCODER)

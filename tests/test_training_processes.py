@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from shared_steps import CASES, STEPS, steps
+from shared_steps import NO_DROPOUT, SHARED, STEPS, steps
 from small_runs import call, column, flags, strict_json
 
 import train
@@ -41,11 +41,11 @@ def by_two(tiny: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SHARED)
 def test_every_step_has_the_loss_and_the_gradient_of_one_process(
     case: str, by_two: Path, tiny: Path, small_data: Path
 ) -> None:
-    alone = steps(tiny, small_data, CASES[case])
+    alone = steps(tiny, small_data, SHARED[case])
     for rank in (0, 1):
         shared = load_file(by_two / f"{case}-{rank}.safetensors")
         assert shared.keys() == alone.keys()
@@ -88,6 +88,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_a_run_of_two_processes_leaves_what_one_does(
     changes: dict, tiny: Path, small_data: Path, tmp_path: Path
 ) -> None:
+    changes |= NO_DROPOUT
     assert call(train.main, *flags(tiny, small_data, out=tmp_path / "one", **changes)).code == 0
     ended = torchrun("train.py", *flags(tiny, small_data, out=tmp_path / "two", **changes), cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
@@ -103,7 +104,7 @@ def test_a_run_of_two_processes_leaves_what_one_does(
 def test_a_stopped_run_goes_on_in_another_number_of_processes(
     first: int, then: int, tiny: Path, small_data: Path, tmp_path: Path
 ) -> None:
-    changes = {"task": "sts", "method": "lora", "epochs": 4}
+    changes = {"task": "sts", "method": "lora", "epochs": 4, **NO_DROPOUT}
     assert call(train.main, *flags(tiny, small_data, out=tmp_path / "whole", **changes)).code == 0
 
     def go(processes: int, program: Sequence[str | Path], *more: str) -> subprocess.CompletedProcess:

@@ -20,7 +20,7 @@ def test_the_header_says_what_decides_a_run(tiny: Path, tmp_path: Path) -> None:
     rows[41] = "\t".join([*rows[41].split("\t")[:3], "", "2.0"])  # line 42 loses its second sentence
     (data / "sts-train.csv").write_text("\n".join(rows) + "\n")
     run = Run(settings(tiny, data, task="sts+sst", rank=4, alpha=6.0, lr=0.005, seed=7))
-    said = header(run.config, run.splits, run.facts(), run.trainer, run.needed, Path("here"))
+    said = header(run.config, run.splits, run.facts(), run.trainer, Path("here"))
     trainable = run.facts()["trainable_parameters"]
     for words in (
         f"sts (concat), {data}: 149 train, 10 dev\n",

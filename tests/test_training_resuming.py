@@ -225,6 +225,22 @@ def test_a_run_does_not_go_on_with_another(
     assert [one.split(" ")[0] for one in change["made_with"]] == [what.split(" ")[0]]
 
 
+@pytest.mark.parametrize(("size", "code"), [(None, 0), (3, 2)])
+def test_a_run_that_drew_its_masks_in_another_way_does_not_go_on(
+    size, code, run, tmp_path: Path, monkeypatch
+):
+    """Older versions drew the same ones for a batch in one piece."""
+    changes = {"micro_batch_size": size} if size else {}
+    with monkeypatch.context() as older:
+        older.setattr("training.run.made_with", lambda *a: {k: v for k, v in provenance.made_with(*a).items()
+                                                            if k != provenance.DROPOUT})  # fmt: skip
+        killed(run, 5, **changes)
+    ended = run("killed", **changes)
+    assert ended.code == code
+    masks = "dropout masks 'by place in the batch', now it is 'by process and piece'"
+    assert size is None or ended.line == f"error: --resume: {tmp_path / 'killed'} was made with {masks}"
+
+
 def test_settings_that_were_changed_anyway_are_the_runs_from_there(run, tmp_path: Path) -> None:
     killed(run, 5)
     ended = run("killed", "--resume-anyway", lr=0.002)

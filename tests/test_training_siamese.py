@@ -11,9 +11,8 @@ from small_runs import FILES, call, column, flags, rescored, settings, strict_js
 import predict
 import train
 from training.build import complete
-from training.config import Config, check, from_dict, to_dict
+from training.config import LOSSES, SIDE_LOSSES, Config, check, from_dict, to_dict
 from training.embedding import Encoder
-from training.pairs import LOSSES, SIDE_LOSSES
 
 WITHIN = {"atol": 1e-4, "rtol": 1e-4}
 SIAMESE = {"pair": "siamese", "pooling": "mean", "features": "cosine"}

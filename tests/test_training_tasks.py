@@ -269,4 +269,4 @@ def steps_by_epoch(run: Path) -> list[list[dict]]:
 
 def test_one_task_has_no_mixture_to_tell(tiny: Path, small_data: Path) -> None:
     run = Run(settings(tiny, small_data))
-    assert "mixture" not in header(run.config, run.splits, run.facts(), run.trainer, run.needed, Path("here"))
+    assert "mixture" not in header(run.config, run.splits, run.facts(), run.trainer, Path("here"))

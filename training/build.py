@@ -21,11 +21,10 @@ from minibert.intended import Choice, read_length, read_pooling
 from minibert.model import Bert, BertConfig
 from minibert.tokenizer import Tokenizer
 from minibert.weights import load_bert, read_config
-from tasks.base import Example, Skipped, Task
+from tasks.base import Example, Skipped
 from tasks.data import Dataset
 from tasks.heads import Head
 from tasks.model import TaskModel
-from tasks.packed import encode_or_recall
 from tasks.reader import read_examples
 from training.config import Config, flag
 from training.precision import DTYPES, choose_device, choose_precision
@@ -180,10 +179,6 @@ def build_tokenizer(config: Config, folder: Path) -> Tokenizer:
     return Tokenizer(folder, config.max_length, read_config(folder).vocab_size)
 
 
-def build_dataset(config: Config, task: Task, examples: list[Example], tokenizer: Tokenizer) -> Dataset:
-    return Dataset(task, examples, tokenizer, config.siamese(task), encode_or_recall)
-
-
 def load_encoder(config: Config, folder: Path) -> Bert:
     """The bare encoder, frozen, that will compute in the run's precision."""
     bert = load_bert(folder)
@@ -211,18 +206,7 @@ def build_heads(config: Config, hidden_size: int) -> dict[str, Head]:
 
 def build_model(config: Config, folder: Path) -> TaskModel:
     """The model of a fresh run: encoder with the method applied, and new heads."""
-    return adapted(config, load_encoder(config, folder))
-
-
-def shape_of_model(config: Config, folder: Path) -> TaskModel:
-    """The same without a number in it, on the meta device: nothing is read but config.json."""
-    with torch.device("meta"):
-        bert = Bert(read_config(folder), with_pooler=config.pooling == "pooler").requires_grad_(False)
-        bert.compute_dtype = DTYPES[config.precision]
-        return adapted(config, bert)
-
-
-def adapted(config: Config, bert: Bert) -> TaskModel:
+    bert = load_encoder(config, folder)
     method = METHODS[config.method]
     ranks = find_adapted(config, bert.config) if method.layer else {}
     apply_method(

@@ -1,7 +1,7 @@
 """All settings of a run. Imports no torch, so that `--help` and usage errors answer at once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from lora.methods import LARGEST_ALPHA, LARGEST_RANK, METHODS
@@ -9,10 +9,13 @@ from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
 from tasks.base import Task
-from training.pairs import COMPARING, FEATURES, LOSSES, SIDE_LOSSES, check_loss, default_features
-from training.per_task import check_numbers, numbers
 
 PAIRS = ("concat", "siamese")
+FEATURES = ("uv", "uv-diff", "uv-diff-prod", "cosine")
+SCORE_LOSSES = ("mse", "pearson", "cosent")
+COMPARING = ("pearson", "cosent", "simcse", "simcse-unsup")  # a batch's examples with one another
+SIDE_LOSSES = ("cosine", "contrastive", "simcse", "simcse-unsup")  # of the two sides' vectors
+LOSSES = ("cross-entropy", *SCORE_LOSSES, *SIDE_LOSSES)
 POOLINGS = ("cls", "pooler", "mean")
 SCHEDULES = ("linear", "cosine", "constant")
 # How several tasks share the steps, as the temperature T of `tasks.mixture`; None: --temperature says it.
@@ -331,3 +334,59 @@ def _fits(value: object, kind: type) -> bool:
 
 def _kind(kind: type) -> str:
     return getattr(kind, "__name__", str(kind)) if kind != tuple[str, ...] else "a list of names"
+
+
+def default_features(pair: str, tasks: Sequence[Task], loss: str | None, hidden_layers: int) -> str:
+    """Cosine if all pairs have scores or the loss needs it; runs that compare nothing say uv-diff-prod."""
+    learned = hidden_layers or any(task.is_pair and task.is_classification for task in tasks)
+    return "cosine" if pair == "siamese" and (loss in SIDE_LOSSES or not learned) else "uv-diff-prod"
+
+
+def losses_of(task: Task, features: str | None) -> tuple[str, ...]:
+    """The losses that can train a task; `features` is None unless its pairs are Siamese."""
+    own = ("cross-entropy",) if task.is_classification else SCORE_LOSSES
+    if features != "cosine":
+        return own
+    return own + tuple(name for name in SIDE_LOSSES if name != "contrastive" or task.is_classification)
+
+
+def check_loss(loss: str | None, compared: Sequence[tuple[Task, str | None]]) -> None:
+    """`compared`: each task of the run, and the features of its Siamese pairs; None is each task's own loss.
+
+    Raises:
+        ValueError: if one of the tasks cannot be trained by that loss.
+    """
+    if loss in SIDE_LOSSES and not any(features == "cosine" for _, features in compared):
+        raise ValueError(f"{loss} compares two vectors; add --pair siamese --features cosine")
+    fitting = {task.name: losses_of(task, features) for task, features in compared}
+    if loss is not None and any(loss not in losses for losses in fitting.values()):
+        wanted = ", ".join(f"{' or '.join(losses)} for {name}" for name, losses in fitting.items())
+        raise ValueError(f"expected {wanted}; got {loss}")
+
+
+def check_numbers(given: Sequence[str], tasks: Sequence[str], low: float, high: float, wanted: str) -> None:
+    """Raises:
+    ValueError: for a part that is no TASK=NUMBER, of a task that the run lacks or that came before, or with
+        a number out of range.
+    """
+    seen = set()
+    for part in given:
+        task, equals, number = part.partition("=")
+        if not equals:
+            raise ValueError(f"expected TASK=NUMBER, as in {tasks[0]}=0.5, got {part!r}")
+        if task not in tasks:
+            raise ValueError(f"expected tasks of the run, {', '.join(tasks)}; got {task!r}")
+        if task in seen:
+            raise ValueError(f"expected each task once, got {task!r} twice")
+        seen.add(task)
+        try:
+            fits = low <= float(number) <= high
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"expected {wanted} for {task}, got {number!r}")
+
+
+def numbers(given: Sequence[str]) -> dict[str, float]:
+    """Of parts that were checked, by task."""
+    return {task: float(number) for task, _, number in (part.partition("=") for part in given)}

@@ -12,20 +12,17 @@ from kernels.dropout import install_dropout, seed_generator
 from lora.methods import METHODS
 from tasks.data import Batch, Dataset
 from tasks.mixture import Mixture
-from tasks.model import TaskModel
-from tasks.objective import objective
+from tasks.model import TaskModel, objective
 from training.best import dev_scores, epochs_kept, longest_wait, mean, single
 from training.casting import cast_layer_by_layer
 from training.checkpoint import Progress, load_trainable, trainable_state
-from training.config import Config
+from training.config import COMPARING, Config
 from training.errors import TrainingError, not_finite
 from training.evaluate import constant, encode_once, predict, score
 from training.memory import give_back_memory, keep_freed_memory, wait_for
 from training.optimizer import build_optimizer, lr_factor
-from training.pairs import COMPARING
 from training.processes import ALONE, Processes, others_there
 from training.recompute import recompute_layers
-from training.row_places import row_places
 from training.signals import Interrupted, Received, stop_signals
 
 
@@ -73,9 +70,7 @@ class Trainer:
         head_lr = config.by_task("task_lr", config.lr)
         self.optimizer = build_optimizer(model, config.lr, config.weight_decay, head_lr)
         self.trained_by = {name: self._trained_by(name) for name in train}
-        # On a GPU a process draws masks for its own rows alone, which must not be another's.
-        own = processes.rank if device.type == "cuda" else 0
-        self.dropout_key = install_dropout(model, config.seed + own)
+        self.dropout_key = install_dropout(model, config.seed, processes.rank)
         if METHODS[config.method].trains_encoder and device.type != "cpu":
             cast_layer_by_layer(model.bert)
         if config.recompute:
@@ -218,12 +213,9 @@ class Trainer:
         Its losses, and the largest number of the signals that any process has received.
         """
         total = dict.fromkeys(pieces[0], 0.0)
+        self.dropout_key.step = step  # pieces go on counting the uses of each site, and so draw other masks
         for number, batches in enumerate(pieces):
-            shared = self.device.type == "cpu" and any(batch.share for batch in batches.values())
-            if shared or number == 0:  # on a GPU the pieces of a step go on counting: each has its own masks
-                self.dropout_key.step = step
             seed_generator(self.device, self.config.seed, self.processes.rank, step, number)
-            self.dropout_key.rows = row_places(batches) if shared else None
             with others_there(self.processes):
                 losses = self.losses(batches)
             losses = {name: batches[name].weight * loss for name, loss in losses.items()}

@@ -24,9 +24,11 @@ ON_GPU = ("triton",)  # not installed everywhere
 ROOT = Path(__file__).parents[1]
 
 # A run does not go on with another of these. The rest is told: it may change bits, and no more than that.
-MUST_AGREE = ("settings", "data file", "model file", "torch", "numpy", "tokenizers")
+MUST_AGREE = ("settings", "data file", "model file", "torch", "numpy", "tokenizers", "dropout masks")
 # What epochs are counted in: nobody could go on with another.
 EPOCH = "steps of an epoch"
+# How dropout's masks are drawn where a batch is in shares or pieces, and how older versions drew them.
+DROPOUT, MASKS, OLDER_MASKS = "dropout masks", "by process and piece", "by place in the batch"
 
 
 def versions() -> dict[str, str]:
@@ -97,6 +99,7 @@ def made_with(config: Config, base: Path, steps_per_epoch: int, processes: int =
         "gpu": torch.cuda.get_device_name(config.device) if config.device.startswith("cuda") else None,
         "processes": processes,
         EPOCH: steps_per_epoch,
+        DROPOUT: MASKS,
     }
 
 

@@ -9,7 +9,6 @@ from tqdm import tqdm
 from training.build import Splits
 from training.config import Config
 from training.data_notes import warnings
-from training.footprint import Footprint
 from training.loop import Trainer
 
 SHOWN_ROWS = 5  # skipped rows named in the header; the rest are counted
@@ -20,7 +19,6 @@ def header(
     splits: Mapping[str, Splits],
     facts: Mapping[str, int],
     trainer: Trainer,
-    needed: Footprint,
     out: Path,
     why: Mapping[str, str] = {},
 ) -> str:
@@ -58,7 +56,6 @@ def header(
     pace = f"{steps:,} steps ({epochs:.4g} epochs) of {config.batch_size}"
     lines.append(f"training   {pace}, learning rate {config.lr:g} {config.schedule}, seed {config.seed}")
     lines.append(f"computing  {config.precision} on {config.device}{precision}")
-    lines.append(f"memory     {needed}")
     lines.append(f"output     {out}")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from training.checkpoint import load_checkpoint, made_with
 from training.config import Config, to_dict
 from training.keeping import newest_whole
 from training.loop import Trainer
-from training.provenance import EPOCH, differences
+from training.provenance import DROPOUT, EPOCH, MASKS, OLDER_MASKS, differences
 from training.run_folder import RunFolder, keep_lines, read_run_config
 
 
@@ -25,6 +25,8 @@ def go_on(folder: RunFolder, trainer: Trainer, now: Mapping, anyway: bool) -> No
     path = newest_whole(folder.checkpoint)
     if path:
         before = made_with(path)
+        shared = before.get("processes", 1) > 1 or read_run_config(folder).micro_batch_size
+        before.setdefault(DROPOUT, OLDER_MASKS if shared else MASKS)
         more = differences(before, now)
         must, may = list(dict.fromkeys(must + more[0])), may + more[1]
         anyway = anyway and before.get(EPOCH, now[EPOCH]) == now[EPOCH]

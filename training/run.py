@@ -17,7 +17,6 @@ from tasks.data import Dataset, epoch_order
 from training.adapter_folder import pooled_classifier, save_adapter_folder
 from training.best import best_per_task, of_kept, single
 from training.build import (
-    build_dataset,
     build_model,
     build_tokenizer,
     complete,
@@ -31,7 +30,6 @@ from training.data_notes import origin
 from training.errors import TrainingError
 from training.evaluate import Prediction, predict
 from training.flags import Keeping
-from training.footprint import check_fits, footprint
 from training.keeping import Pace, alone_in, keep
 from training.loop import Trainer
 from training.memory import give_back_memory, memory_once_imported, peak_memory_mib
@@ -87,15 +85,12 @@ class Run:
                 rows["sample"] = sample(rows["train"], len(rows["dev"]), task.name)
             for split, by_task in self.data.items():
                 if rows.get(split):
-                    by_task[task.name] = build_dataset(config, task, rows[split], tokenizer)
+                    by_task[task.name] = Dataset(task, rows[split], tokenizer, config.siamese(task))
         model = build_model(config, self.base)
         start_heads(model, self.data["train"])
         self.trainer = Trainer(config, model, self.data["train"], self.device, processes)
         if self.choice.rates:
             self.trainer.progress.products = self.choice.rates._asdict()
-        steps, epochs = self.trainer.total_steps, self.trainer.total_steps / self.trainer.steps_per_epoch
-        texts = sum(len(one) * len(one.sides) for split in self.data.values() for one in split.values())
-        self.needed = footprint(config, model, *self.trainer.plan.largest(steps), texts, epochs)
         self.made_with = made_with(config, self.base, self.trainer.steps_per_epoch, processes.count)
         processes.check_same([self.made_with[kind] for kind in ("settings", "data file", "model file")])
         self.keeping = Keeping()
@@ -134,7 +129,6 @@ class Run:
         """
         if not self.processes.first:
             return self._follow(folder, resume)
-        check_fits(self.needed, self.device)
         self.keeping = keeping or self.keeping
         profiling = StepProfile(profiled, self.trainer.model, folder.path, self.trainer.total_steps)
         with alone_in(folder.path):
@@ -160,7 +154,7 @@ class Run:
         if self.choice.warning:
             print(self.choice.warning, file=sys.stderr)
         why = {name: one.source for name, one in self.decided.items()} | {"precision": self.choice.reason}
-        told = header(self.config, self.splits, self.facts(), trainer, self.needed, folder.path, why)
+        told = header(self.config, self.splits, self.facts(), trainer, folder.path, why)
         print(
             told, *([resumed(trainer)] if resume else []), sep="\n", flush=True
         )  # where nothing can be said, no run begins
@@ -290,7 +284,6 @@ class Run:
             "tokens_per_second": round(progress.tokens / progress.train_seconds, 1),
             "peak_memory_mib": round(peak, 1),
             "memory_above_start_mib": round(peak - start, 1),
-            "memory_estimated_mib": round(self.needed.total, 1),
             **self.facts(),
             "effective_scale": config.scaling,
             "lr": config.lr,
