@@ -23,6 +23,7 @@ class Encoded(NamedTuple):
     token_type_ids: list[int]  # 0 for the first sentence and its [SEP], 1 for the second
 
 
+STARTS = ("Ġ", "▁")  # a word, in byte-level BPE and in Unigram
 RARE = "\U00010348"  # a letter that no usual vocabulary has
 
 
@@ -102,7 +103,16 @@ class Tokenizer:
 
     def tokens(self, input_ids: Sequence[int]) -> list[str]:
         """The vocabulary's words and pieces of words; a piece that goes on begins with ##."""
-        return [self._tokenizer.id_to_token(one) for one in input_ids]
+        names = [self._tokenizer.id_to_token(one) for one in input_ids]
+        if isinstance(self._tokenizer.model, models.WordPiece):
+            return names
+        shown, starts = [], True  # the others' pieces say where a word starts instead
+        for name in names:
+            special = name in self._special.values()
+            word = name if special else name.removeprefix(STARTS[0]).removeprefix(STARTS[1])
+            shown.append(word if special or starts or word != name else f"##{word}")
+            starts = special
+        return shown
 
     def id_of(self, token: str) -> int | None:
         """A token's id; None if the vocabulary lacks it."""

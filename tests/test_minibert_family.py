@@ -289,6 +289,19 @@ class TestTokenizer:
         special = {ours.id_of(token) for key, token in family.special.items() if key != "unk_token"}
         assert not special & set(ids[1:-1])
 
+    @pytest.mark.parametrize(
+        ("name", "pieces"),
+        [("roberta", ["t", "##h", "##e", "cat", "##s"]), ("xlm-roberta", ["the", "cat", "##s"])],
+    )
+    def test_a_piece_that_goes_on_with_a_word_is_marked_as_berts(
+        self, name: str, pieces: list, tmp_path: Path
+    ):
+        write_model(name, tmp_path, vocab_size=300)
+        write_tokenizer(name, tmp_path)
+        ours = Tokenizer(tmp_path, 64, 300)
+        shown = ours.tokens(ours([("the cats", "the cats")])[0].input_ids)
+        assert shown == ["<s>", *pieces, "</s>", "</s>", *pieces, "</s>"]
+
     def test_the_frame_is_known_whatever_the_family(self, made: tuple[str, Path]):
         name, folder = made
         tokenizer = Tokenizer(folder, 64, 300)
