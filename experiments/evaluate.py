@@ -83,6 +83,8 @@ def submissions(run: "Scored") -> dict[str, str]:
     from experiments.submission import submission, submission_name
     from training.run_folder import RunFolder
 
+    if run.task.own:
+        return {}
     files, only = {}, len(run.record.config.tasks) == 1
     for split in ("dev", "test"):
         path = RunFolder(run.path).predictions(split, run.task.name, only)

@@ -14,7 +14,6 @@ from tasks.metrics import METRICS
 from training.build import build_dataset
 from training.run_folder import load_run
 
-ORDERED = ("sst",)  # tasks whose classes have an order
 LENGTH_BINS = 4
 WORST = 20
 
@@ -92,7 +91,7 @@ def evaluate(run: Scored, with_model: bool = True) -> Evaluation:
         mean_absolute_error=None if task.is_classification else float(np.abs(given - labels).mean()),
         confusion=None if matrix is None else matrix.tolist(),
         classes=None if matrix is None else class_scores(matrix),
-        ordinal=ordinal(given, labels) if task.name in ORDERED else None,
+        ordinal=ordinal(given, labels) if task.ordered else None,
         calibration=None if probabilities is None else calibration(probabilities, labels),
         threshold=threshold(probabilities[:, 1], labels) if task.num_outputs == 2 else None,
         order=swapped,
