@@ -106,7 +106,7 @@ def work(config: Config) -> float:
     """Multiplications of a whole run."""
     bert, rows = (
         model_config(config.model),
-        data_facts(config.data, config.task, config.strict, config.quotes),
+        data_facts(config.data, config.task, config.strict, config.quotes, config.own),
     )
     forward = {}
     for name, one in rows.items():
@@ -128,7 +128,10 @@ def work(config: Config) -> float:
 
 def memory(config: Config) -> float:
     """MiB above what the imports take, of batches whose sentences are as long as the first rows are."""
-    folder, rows = resolve(config.model), data_facts(config.data, config.task, config.strict, config.quotes)
+    folder, rows = (
+        resolve(config.model),
+        data_facts(config.data, config.task, config.strict, config.quotes, config.own),
+    )
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, read_config(folder)).precision
     dropout = 0.1 if config.encoder_dropout is None and config.method != "frozen" else config.encoder_dropout
@@ -150,9 +153,9 @@ class Rows:
 
 
 @cache
-def data_facts(data: str, task: str, strict: bool, quotes: str) -> dict[str, Rows]:
+def data_facts(data: str, task: str, strict: bool, quotes: str, own: tuple[str, ...]) -> dict[str, Rows]:
     facts = {}
-    for name, one in read_splits(Config(data=data, task=task, strict=strict, quotes=quotes)).items():
+    for name, one in read_splits(Config(data=data, task=task, strict=strict, quotes=quotes, own=own)).items():
         some = one.train[:1000]
         words = fmean(len(text.split()) for example in some for text in example.texts)
         count = len(some[0].texts)

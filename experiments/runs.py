@@ -11,7 +11,7 @@ from experiments.cells import Cell
 from experiments.pool import GridFolder, run_all
 from experiments.summary import Record, distinct, lines, markdown, read_records, rows
 from minibert.errors import InputError
-from training.config import Config
+from training.config import Config, to_dict
 
 
 def run_cells(
@@ -59,14 +59,14 @@ def check_same(cell: Cell, run: Path) -> None:
         return
     from minibert.files import read_json
 
-    made = read_json(path)
+    made, wanted = read_json(path), to_dict(cell.config)
     for one in fields(Config):
-        value = getattr(cell.config, one.name)
+        value = wanted[one.name]
         if one.name in ("model", "data") and Path(str(value)).is_dir():
             value = str(Path(value).absolute())
         if value in (None, "auto") or one.name not in made:  # what the run decided, or did not know yet
             continue
-        if made[one.name] != (list(value) if isinstance(value, tuple) else value):
+        if made[one.name] != value:
             was, now = made[one.name], value
             raise InputError(
                 f"{run}: was made with {one.name} {was!r}, the grid says {now!r}; use another --out"

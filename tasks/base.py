@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Task:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.classes or tuple(map(str, range(self.num_outputs if self.is_classification else 0)))
+
+    @cached_property
+    def place_of(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.classes)}
 
     @property
     def probability_columns(self) -> list[str]:

@@ -72,11 +72,12 @@ def labels(task: Task, train: Sequence[Example], dev: Sequence[Example]) -> str:
     parts = []
     for name, part in _named(train, dev):
         counts = Counter(one.label for one in part)
-        shares = (f"{counts[label] / len(part):.0%} of {label}" for label in range(task.num_outputs))
+        shares = (f"{counts[c] / len(part):.0%} of {name}" for c, name in enumerate(task.class_names))
         parts.append(f"{', '.join(shares)} in {name}")
     commonest = Counter(one.label for one in train).most_common(1)[0][0]
     right = sum(one.label == commonest for one in dev) / len(dev)
-    return f"Labels: {'; '.join(parts)}. Always {commonest:g} gets {right:.1%} of dev right."
+    name = task.class_names[int(commonest)]
+    return f"Labels: {'; '.join(parts)}. Always {name} gets {right:.1%} of dev right."
 
 
 def warnings(task: Task, splits: Splits) -> list[str]:
