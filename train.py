@@ -2,9 +2,11 @@
 
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minibert.errors import InputError
+from tasks.reader import read_split
 from training.cli import parse
 from training.config import Config
 from training.exit import leave, run_command
@@ -17,12 +19,25 @@ if TYPE_CHECKING:
 
 def main() -> int:
     config, given = parse(sys.argv[1:])
+    if given.dry_run:
+        print(*given.inferred, *rows_of(config), sep="\n")
+        return 0
     check_ready(given.track)
     # Imported here, not above: usage errors and --help answer without waiting for torch.
     from training.processes import joined
 
     with joined(config.device) as processes:
         return train(config, given, processes)
+
+
+def rows_of(config: Config) -> list[str]:
+    """How many rows each own task has, all read as a run reads them."""
+    lines = []
+    for task in filter(lambda task: task.own, config.tasks):
+        how = config.strict, config.quotes
+        counts = [f"{len(read_split(Path(config.data), task, one, *how)[0]):,} {one}" for one in task.files]
+        lines.append(f"           {task.name}: {', '.join(counts)}")
+    return lines
 
 
 def train(config: Config, given: Namespace, processes: "Processes") -> int:
@@ -48,6 +63,8 @@ def train(config: Config, given: Namespace, processes: "Processes") -> int:
             print(f"{folder.path} is finished; its result is in {folder.result}")
         return 0
     config = as_begun(config, folder) if given.resume else config
+    if processes.first and given.inferred:
+        print(*given.inferred, sep="\n")
     run, anyway = Run(config, processes=processes), given.resume_anyway
     return run.train(folder, given.resume, given.track, given.profile, keeping(given), anyway)
 

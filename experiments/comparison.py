@@ -144,7 +144,7 @@ def setting_name(record: Record, records: Sequence[Record]) -> str:
     That is what differs among runs of the method, and, beside other methods, what is not its default.
     """
     config = record.config
-    default = vars(check(Config(task=config.task, method=config.method)))
+    default = vars(check(Config(task=config.task, method=config.method, own=config.own)))
     if len(config.tasks) > 1:
         default["task"] = None  # what tells it from runs of one of them alone
     own = settings_that_differ([other for other in records if other.config.method == config.method])

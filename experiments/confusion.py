@@ -17,7 +17,7 @@ def dev_labels(config: Config, task: Task) -> dict[str, int]:
     return {example.id: int(example.label) for example in labelled(config, task, "dev")}
 
 
-def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> list[list[float]]:
+def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: Sequence[str]) -> list[list[float]]:
     """Of each label's examples the share that is given each class, mean over runs, [C, C]; rows are labels.
 
     A label that no example has is a row of zeros.
@@ -27,7 +27,7 @@ def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> l
     """
     from training.run_folder import RunFolder
 
-    counts = [[0] * classes for _ in range(classes)]
+    counts = [[0] * len(classes) for _ in classes]
     for run in runs:
         path = RunFolder(run.folder).predictions("dev", run.task, only=run.only is None)
         for name, predicted in read_predictions(path, labels, classes):
@@ -35,19 +35,21 @@ def confusion(runs: Sequence[Run], labels: Mapping[str, int], classes: int) -> l
     return [[count / max(sum(row), 1) for count in row] for row in counts]
 
 
-def read_predictions(path: Path, labels: Mapping[str, int], classes: int) -> list[tuple[str, int]]:
+def read_predictions(path: Path, labels: Mapping[str, int], classes: Sequence[str]) -> list[tuple[str, int]]:
     """(id, class) of each example of a run's predictions on dev. Raises InputError as `confusion` does."""
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except csv.Error as error:
         raise InputError(f"{path}: expected CSV, got something else ({error})") from None
-    pairs, named = [], {str(one): one for one in range(classes)}
+    pairs, named = [], {name: c for c, name in enumerate(classes)}
     for number, row in enumerate(rows, 2):
         name, given = row.get("id"), row.get("prediction")
         if name not in labels:
             raise InputError(f"{path}:{number}: the data's dev file has no id {name!r}")
         if given not in named:
-            raise InputError(f"{path}:{number}: expected a class from 0 to {classes - 1}, got {given!r}")
+            raise InputError(
+                f"{path}:{number}: expected a class from {classes[0]} to {classes[-1]}, got {given!r}"
+            )
         pairs.append((name, named[given]))
     if len({name for name, _ in pairs}) != len(labels) or len(pairs) != len(labels):
         raise InputError(f"{path}: expected a prediction for each of {len(labels)} ids, got {len(pairs)}")

@@ -60,21 +60,29 @@ def tables(result: "Evaluation") -> dict[str, str]:
     """File name -> what is easier to read as a table than in the JSON."""
     files = {}
     for name, rows in (
-        ("classes", result.to_dict()["classes"]),
+        ("classes", named_classes(result)),
         ("calibration", result.calibration and [asdict(one) for one in result.calibration.bins]),
         ("lengths", result.lengths and [asdict(one) for one in result.lengths]),
     ):
         if rows:
             files[f"{name}.csv"] = table([row.values() for row in rows], list(rows[0]))
     if result.confusion:
-        classes = range(len(result.confusion))
+        classes = result.class_names
         rows = [[label, *row] for label, row in zip(classes, result.confusion, strict=True)]
         files["confusion.csv"] = table(rows, ["label", *(f"predicted {c}" for c in classes)])
     if result.worst:
         texts = [f"text{i + 1}" for i in range(len(result.worst[0].texts))]
-        rows = [[one.id, one.label, one.prediction, one.error, *one.texts] for one in result.worst]
+        rows = []
+        for one in result.worst:
+            given = [result.class_names[c] for c in (one.label, one.prediction)] if result.confusion else ()
+            rows.append([one.id, *(given or (one.label, one.prediction)), one.error, *one.texts])
         files["worst.csv"] = table(rows, ["id", "label", "prediction", "error", *texts])
     return files
+
+
+def named_classes(result: "Evaluation") -> list[dict] | None:
+    classes = result.to_dict()["classes"]
+    return classes and [one | {"label": result.class_names[one["label"]]} for one in classes]
 
 
 def submissions(run: "Scored") -> dict[str, str]:
@@ -83,6 +91,8 @@ def submissions(run: "Scored") -> dict[str, str]:
     from experiments.submission import submission, submission_name
     from training.run_folder import RunFolder
 
+    if run.task.own:
+        return {}
     files, only = {}, len(run.record.config.tasks) == 1
     for split in ("dev", "test"):
         path = RunFolder(run.path).predictions(split, run.task.name, only)

@@ -14,7 +14,6 @@ from tasks.data import Dataset
 from tasks.metrics import METRICS
 from training.run_folder import load_run
 
-ORDERED = ("sst",)  # tasks whose classes have an order
 LENGTH_BINS = 4
 WORST = 20
 
@@ -52,6 +51,7 @@ class Evaluation:
     scores: dict[str, float]
     interval: tuple[float, float]  # of the first score, 95 % over dev examples
     mean_absolute_error: float | None
+    class_names: tuple[str, ...]
     confusion: list[list[int]] | None
     classes: list[ClassScores] | None
     ordinal: Ordinal | None
@@ -69,6 +69,10 @@ class Evaluation:
             told["classes"] = [one | more for one, more in zip(told["classes"], derived, strict=True)]
             told["macro_f1"] = sum(c.f1 for c in self.classes) / len(self.classes)
         return told
+
+    def named(self, label: float, digits: str) -> str:
+        """A class's name, or a score."""
+        return self.class_names[int(label)] if self.class_names else format(label, digits)
 
 
 def evaluate(run: Scored, with_model: bool = True) -> Evaluation:
@@ -90,9 +94,10 @@ def evaluate(run: Scored, with_model: bool = True) -> Evaluation:
         scores={name: METRICS[name](given, labels) for name in task.metrics},
         interval=interval(metric, len(labels)),
         mean_absolute_error=None if task.is_classification else float(np.abs(given - labels).mean()),
+        class_names=task.class_names,
         confusion=None if matrix is None else matrix.tolist(),
         classes=None if matrix is None else class_scores(matrix),
-        ordinal=ordinal(given, labels) if task.name in ORDERED else None,
+        ordinal=ordinal(given, labels) if task.ordered else None,
         calibration=None if probabilities is None else calibration(probabilities, labels),
         threshold=threshold(probabilities[:, 1], labels) if task.num_outputs == 2 else None,
         order=swapped,

@@ -50,12 +50,14 @@ def predicted(found: Explanation) -> list[Block]:
     if probabilities is None:
         low, high = found.task.label_range
         return [heading, Paragraph(f"A score of {given:.4f}, where labels go from {low} to {high}.")]
-    rows = [[Cell(str(c), c), Cell(f"{p:.4f}", p, p)] for c, p in enumerate(probabilities[0].tolist())]
-    return [heading, Paragraph(f"Class {given}."), Table(("class", "probability"), rows)]
+    names = found.task.class_names
+    rows = [[Cell(names[c], c), Cell(f"{p:.4f}", p, p)] for c, p in enumerate(probabilities[0].tolist())]
+    return [heading, Paragraph(f"Class {names[given]}."), Table(("class", "probability"), rows)]
 
 
 def attributed(found: Explanation) -> list[Part]:
-    of = f"the probability of class {found.target}" if found.task.is_classification else "the score"
+    names = found.task.class_names
+    of = f"the probability of class {names[found.target]}" if names else "the score"
     sentences = found.sentences
     rows = [
         [Cell(str(i), i), Cell(word), Cell(f"{value:+.4f}", value)]

@@ -35,16 +35,18 @@ def _scores(result: "Evaluation") -> Iterator[str]:
 def _confusion(result: "Evaluation") -> Iterator[str]:
     if not result.confusion:
         return
-    classes = range(len(result.confusion))
+    classes = result.class_names
     yield "label \\ predicted"
-    yield from _aligned([["", *classes], *([c, *result.confusion[c]] for c in classes)])
-    rows = [(c.label, c.precision, c.recall, c.f1, c.tp + c.fn) for c in result.classes]
+    yield from _aligned(
+        [["", *classes], *([name, *row] for name, row in zip(classes, result.confusion, strict=True))]
+    )
+    rows = [(classes[c.label], c.precision, c.recall, c.f1, c.tp + c.fn) for c in result.classes]
     yield ""
     yield from _aligned([("class", "precision", "recall", "F1", "examples"), *rows])
     yield f"macro F1 {sum(c.f1 for c in result.classes) / len(result.classes):.4f}"
     if len(classes) == 2:
         one = result.classes[1]
-        yield f"class 1: TP {one.tp}, FP {one.fp}, FN {one.fn}, TN {one.tn}"
+        yield f"class {classes[1]}: TP {one.tp}, FP {one.fp}, FN {one.fn}, TN {one.tn}"
 
 
 def _ordinal(result: "Evaluation") -> Iterator[str]:
@@ -109,4 +111,5 @@ def _worst(result: "Evaluation") -> Iterator[str]:
         yield f"worst errors ({unit})"
     for one in result.worst[:SHOWN]:
         texts = " | ".join(shorten(text, 90, placeholder=" ...") for text in one.texts)
-        yield f"{one.error:6.2f}  label {one.label:g}, predicted {one.prediction:.3g}: {texts}"
+        label, predicted = result.named(one.label, "g"), result.named(one.prediction, ".3g")
+        yield f"{one.error:6.2f}  label {label}, predicted {predicted}: {texts}"

@@ -73,12 +73,11 @@ def labelled(config: Config, task: Task, split: str) -> list[Example]:
         InputError: if the data folder is no longer there, or cannot be read.
     """
     from tasks.course import cached_folder
-    from tasks.reader import read_examples
+    from tasks.reader import read_split
     from training.build import data_folder
 
     folder = cached_folder() if config.data == "cs224n" else Path(config.data)
     if config.data != "demo" and not os.path.isfile(folder / task.files[split]):
         raise InputError(f"{folder}: there is no {task.files[split]} any more")
     folder = data_folder(config) if config.data == "demo" else folder
-    examples, _ = read_examples(folder / task.files[split], task, labelled=True, quotes=config.quotes)
-    return examples
+    return read_split(folder, task, split, quotes=config.quotes)[0]

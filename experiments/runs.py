@@ -1,7 +1,7 @@
 """A grid's cells, run to the end: `run_cells(make_cells(table), folder)`, then `records`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from math import isnan
 from pathlib import Path
@@ -14,7 +14,7 @@ from experiments.summary import Record, distinct, lines, markdown, read_records,
 from minibert.errors import InputError
 from minibert.hub import is_local, resolve
 from training.build import complete, read_splits
-from training.config import Config
+from training.config import Config, to_dict
 
 
 def run_cells(
@@ -36,6 +36,9 @@ def run_cells(
     return run_all(work, folder, jobs), work.failed
 
 
+OF_DATA = ("data", "task", "strict", "quotes", "own")  # the settings that say what is read
+
+
 def check_data(cells: Sequence[Cell]) -> None:
     """Read the cells' data, and the config.json of each model that is here: mistakes show before any run.
 
@@ -46,9 +49,7 @@ def check_data(cells: Sequence[Cell]) -> None:
     for cell in cells:
         config = cell.config
         try:
-            splits = read(
-                Config(data=config.data, task=config.task, strict=config.strict, quotes=config.quotes)
-            )
+            splits = read(replace(Config(), **{name: getattr(config, name) for name in OF_DATA}))
             if is_local(config.model):
                 complete(config, find(config.model), splits)
         except InputError as error:
@@ -89,14 +90,14 @@ def check_same(cell: Cell, run: Path) -> None:
         return
     from minibert.files import read_json
 
-    made = read_json(path)
+    made, wanted = read_json(path), to_dict(cell.config)
     for one in fields(Config):
-        value = getattr(cell.config, one.name)
+        value = wanted[one.name]
         if one.name in ("model", "data") and Path(str(value)).is_dir():
             value = str(Path(value).absolute())
         if value in (None, "auto") or one.name not in made:  # what the run decided, or did not know yet
             continue
-        if made[one.name] != (list(value) if isinstance(value, tuple) else value):
+        if made[one.name] != value:
             was, now = made[one.name], value
             raise InputError(
                 f"{run}: was made with {one.name} {was!r}, the grid says {now!r}; use another --out"

@@ -14,7 +14,7 @@ from minibert.errors import InputError
 from minibert.files import read_text
 from tasks.base import Example, Task
 from tasks.metrics import METRICS
-from tasks.reader import read_examples
+from tasks.reader import read_split
 from training.build import data_folder
 from training.evaluate import Prediction
 from training.run_folder import RunFolder
@@ -59,8 +59,9 @@ def read_scored(path: Path, task_name: str | None = None, data: str | None = Non
         task = choose_task(config, task_name)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    labelled = data_folder(config) / task.files["dev"]
-    examples, _ = read_examples(labelled, task, True, config.strict, config.quotes)
+    folder = data_folder(config)
+    labelled = folder / task.files["dev"]
+    examples, _ = read_split(folder, task, "dev", config.strict, config.quotes)
     if len(examples) < FEWEST:
         raise InputError(f"{labelled}: expected at least {FEWEST} labelled examples, got {len(examples)}")
     file = RunFolder(path).predictions("dev", task.name, only=len(config.tasks) == 1)
@@ -97,14 +98,14 @@ def read_predictions(path: Path, task: Task, ids: Sequence[str], labelled: Path)
 
 
 def read_rows(path: Path, task: Task) -> dict[str, list[float]]:
-    """id -> prediction and, for classes, p0 to pC-1, as `predictions_csv` wrote them.
+    """id -> prediction and, for classes, all probabilities, as `predictions_csv` wrote them.
 
     Raises:
         InputError: with file:line, for anything else.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    classes = range(task.num_outputs) if task.is_classification else ()
-    columns = ["id", "prediction", *(f"p{c}" for c in classes)]
+    places = {name: str(place) for place, name in enumerate(task.class_names)}
+    columns = ["id", "prediction", *task.probability_columns]
     if next(reader, []) != columns:
         raise InputError(f"{path}:1: expected columns {', '.join(columns)}")
     rows: dict[str, list[float]] = {}
@@ -113,12 +114,14 @@ def read_rows(path: Path, task: Task) -> dict[str, list[float]]:
         if name in rows:
             raise InputError(f"{where}: id {name!r} stands there twice")
         try:
-            values = [float(field) for field in fields]
+            given = [places.get(fields[0], fields[0]), *fields[1:]] if fields else []
+            values = [float(field) for field in given]
         except ValueError:
             values = [math.nan]
         if len(values) != len(columns) - 1 or not all(map(math.isfinite, values)):
             raise InputError(f"{where}: expected {len(columns) - 1} numbers after the id, got {fields}")
-        if classes and values[0] not in classes:
-            raise InputError(f"{where}: expected a class from 0 to {classes[-1]}, got {fields[0]!r}")
+        if places and (values[0] not in range(len(places)) or task.classes and fields[0] not in places):
+            classes = f"{task.class_names[0]} to {task.class_names[-1]}"
+            raise InputError(f"{where}: expected a class from {classes}, got {fields[0]!r}")
         rows[name] = values
     return rows

@@ -12,7 +12,6 @@ from experiments.plots import Line, curves, pareto
 from experiments.summary import by_setting, shown, spread, trained_share
 from lora.methods import METHODS
 from minibert.errors import InputError
-from tasks import TASKS
 from training.cli import chosen, command_of
 from training.config import OF_ADAPTERS, OF_SEVERAL, Config
 
@@ -153,23 +152,25 @@ class Comparison:
         ]
 
     def confusions(self) -> list[Block]:
-        task = TASKS[self.lines[0].runs[0].task]
+        name = self.lines[0].runs[0].task
+        task = next(one for one in self.config.tasks if one.name == name)
         if not task.is_classification:
             return []
-        heading, classes = Heading("Confusion on dev", 3), range(task.num_outputs)
+        heading, classes = Heading("Confusion on dev", 3), task.class_names
         try:
             labels = dev_labels(self.config, task)
             tables = []
             for line in self.lines:
                 rows = [
-                    [Cell(str(label)), *(Cell(f"{share:.0%}", share, share) for share in shares)]
-                    for label, shares in enumerate(confusion(line.runs, labels, len(classes)))
+                    [Cell(label), *(Cell(f"{share:.0%}", share, share) for share in shares)]
+                    for label, shares in zip(classes, confusion(line.runs, labels, classes), strict=True)
                 ]
                 title = f"{line.number} {self.label(line)}"
-                tables.append(Table(["label", *map(str, classes)], rows, title, matrix=True))
+                tables.append(Table(["label", *classes], rows, title, matrix=True))
         except InputError as error:
             return [heading, Paragraph(f"Left out: {error}")]
-        counts = ", ".join(f"{list(labels.values()).count(label)} of {label}" for label in classes)
+        given = list(labels.values())
+        counts = ", ".join(f"{given.count(c)} of {name}" for c, name in enumerate(classes))
         text = f"A row per label, a column per predicted class, mean over seeds. dev has {counts}."
         return [heading, Paragraph(text), Row(tables)]
 

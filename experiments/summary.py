@@ -236,7 +236,10 @@ def lines(records: Sequence[Record]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*(one.name for one in fields(Config)), "scored_task", *RESULT, "constant"])
     for record in records:
-        settings = to_dict(record.config) | {"data": Path(record.config.data).name}
+        settings = to_dict(record.config) | {
+            "data": Path(record.config.data).name,
+            "own": list(record.config.own),
+        }
         told = [" ".join(value) if isinstance(value, list) else value for value in settings.values()]
         writer.writerow([*told, record.task, *(record.result[key] for key in RESULT), record.constant])
     return text.getvalue()

@@ -4,6 +4,7 @@ Imports no torch.
 """
 
 import errno
+import gzip
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import reprlib
 import shutil
 import stat
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_JSON = 2**28  # bytes
-LARGEST_STREAM = 2**30  # bytes of a pipe or a device, which may have no end
+LARGEST_STREAM = 2**30  # bytes of a pipe or a device, which may have no end, or of what a .gz holds
+GZIP = b"\x1f\x8b"  # how its files begin, whatever they are called
 CHUNK = 2**20  # bytes of a read
 SPECIAL = {
     stat.S_IFIFO: "a FIFO",
@@ -48,16 +51,21 @@ def check_regular(path: Path) -> None:
 
 
 def _content(path: Path, most: int, stream: bool) -> bytes:
-    """All of a file, but for what follows on a NUL byte, which no text has."""
+    """All of a file, unpacked if it is gzip's, but for what follows on a NUL byte, which no text has."""
     if not stream:
         check_regular(path)
     content = bytearray()
     try:
         with open(path, "rb") as file:
-            while len(content) <= most and (chunk := file.read(CHUNK)):
+            source = file
+            if file.peek(len(GZIP)).startswith(GZIP):
+                source, most = gzip.GzipFile(fileobj=file), min(most, LARGEST_STREAM)
+            while len(content) <= most and (chunk := source.read(CHUNK)):
                 content += chunk
                 if b"\0" in chunk:
                     break
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: expected a whole .gz file, got a damaged one ({error})") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except MemoryError:

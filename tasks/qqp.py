@@ -11,4 +11,10 @@ QQP = Task(
     label_range=(0, 1),
     loss="cross-entropy",
     metrics=("accuracy",),
+    about="Whether two questions ask the same: 1 or 0.",
+    course_limits=(
+        "Questions asked on Quora, in English. Its publisher calls the labels not perfect; the pairs were "
+        "chosen, so the share of duplicates is not that of questions as they are asked.",
+        "The course's own split: scores do not compare with GLUE's.",
+    ),
 )

@@ -11,4 +11,10 @@ SST = Task(
     label_range=(0, 4),
     loss="cross-entropy",
     metrics=("accuracy",),
+    about="The sentiment of a sentence, from 0 (very negative) to 4 (very positive).",
+    course_limits=(
+        "Sentences of English film reviews (Socher et al. 2013): one domain, one register, and the opinions "
+        "of reviewers. The five classes were cut from a finer scale, so neighbours overlap.",
+    ),
+    ordered=True,
 )

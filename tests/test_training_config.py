@@ -20,6 +20,7 @@ from training.config import SIDE_LOSSES, Config, check, from_dict, to_dict
 
 ROOT = Path(__file__).parents[1]
 
+OWN = '{"name": "mine", "text": ["a"], "label": "b", "range": [0, 1], "files": {"train": "c", "dev": 0.2}}'
 # A flag of the contract, words to give it (and to go with it), and what Config then holds.
 FLAGS = {
     "task": (["--task", "sst+qqp"], "sst+qqp"),
@@ -64,6 +65,7 @@ FLAGS = {
     "precision": (["--precision", "bf16"], "bf16"),
     "strict": (["--strict"], True),
     "quotes": (["--quotes", "plain", "--data", "some/folder"], "plain"),
+    "own": (["--own", OWN, "--task", "mine"], (OWN,)),
 }
 
 NOT_A_FIELD = {"out": "runs/mine", "resume": True, "overfit_batch": False}

@@ -22,6 +22,7 @@ from small_runs import FILES, LABELS, call, finished_runs, flags, strict_json, w
 
 import train
 from lora.methods import METHODS
+from tasks import SST
 from tasks.bootstrap import interval, score_of
 from training import data_notes
 from training.adapter_folder import SENTENCES, example_texts, logits_of
@@ -220,7 +221,7 @@ def test_the_courses_files_are_known_wherever_they_lie(tiny, small_data, tmp_pat
     assert call(train.main, *flags(tiny, small_data, out=out, task="sst", method="frozen")).code == 0
     card = card_of(out)
     assert data_notes.ORIGINS["cs224n"] in card
-    assert data_notes.LIMITS["cs224n sst"][0] in card
+    assert SST.course_limits[0] in card
     assert ModelCard(card).data.language == "en"
 
 
@@ -229,7 +230,7 @@ def test_the_built_in_data_is_known(tiny, tmp_path) -> None:
     settings = {"task": "qqp", "method": "frozen", "max_steps": 1}
     assert call(train.main, *flags(tiny, "demo", out=out, **settings)).code == 0
     card = card_of(out)
-    assert data_notes.LIMITS["demo"][0] in card
+    assert data_notes.DEMO_LIMITS[0] in card
     assert "600 train, 148 dev, 152 test" in card
 
 

@@ -31,7 +31,8 @@ HEAD = "head.safetensors"
 
 # The settings that say what is computed; the rest only said how it was trained, but for these others:
 SETTINGS = ("task", "method", "pair", "features", "pooling", "max_length", "hidden_layers", "targets")
-OTHERS = ("model", "quotes")  # the base's name, and how files are read, which older cards do not say
+# The base's name, how files are read, and own tasks without their files: older cards do not say all of it.
+OTHERS = ("model", "quotes", "own")
 
 # Our own sentences, not the data's, which may be private.
 SENTENCES = (
@@ -74,6 +75,7 @@ def save_adapter_folder(folder: Path, config: Config, model: TaskModel, base: Pa
         rows = zip(texts, _rounded(logits_of(config, saved, tokenizer, task, texts)), strict=True)
         golden[task.name] = [{"texts": one, "logits": logits} for one, logits in rows]
     about = {name: value for name, value in to_dict(config).items() if name in (*SETTINGS, *OTHERS)}
+    about["own"] = [{key: value for key, value in one.items() if key != "files"} for one in about["own"]]
     about["outputs"] = {task.name: task.num_outputs for task in config.tasks}
     write_json(about | {"sha256": weights_sha256(base), "golden": golden}, folder / CARD)
 

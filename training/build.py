@@ -25,7 +25,7 @@ from tasks.base import Example, Skipped
 from tasks.data import Dataset
 from tasks.heads import Head
 from tasks.model import TaskModel
-from tasks.reader import read_examples
+from tasks.reader import read_split
 from training.config import Config, flag
 from training.precision import DTYPES, choose_device, choose_precision
 
@@ -66,12 +66,11 @@ def read_splits(config: Config) -> dict[str, Splits]:
         read = {}
         skipped: list[Skipped] = []
         for split, name in task.files.items():
-            if split == "test" and not os.path.lexists(folder / name):  # a link to nothing is an error
+            # A link to nothing is an error, and so is a file of an own task that is not there.
+            if split == "test" and not task.own and not os.path.lexists(folder / name):
                 continue
             check_regular(folder / name)  # it is read twice: its hash is what a resumed run asks for
-            read[split], left_out = read_examples(
-                folder / name, task, split != "test", config.strict, config.quotes
-            )
+            read[split], left_out = read_split(folder, task, split, config.strict, config.quotes)
             skipped += left_out
         splits[task.name] = Splits(read["train"], read["dev"], read.get("test"), skipped)
     return splits

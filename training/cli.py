@@ -9,9 +9,11 @@ from typing import NoReturn, get_args
 
 from minibert.errors import InputError
 from minibert.files import check_output, read_json
+from tasks.own import describe, from_json, placed, read_toml, to_json
 from training.config import PRECISIONS, Config, check, flag, from_dict
-from training.flags import add_flags, check_flags
+from training.flags import add_flags, check_flags, own_table
 
+TASK_DEFAULT = Config.task
 # What a run's folder, its adapter's or a model's holds that other commands read.
 READ = ("config.json", "result.json", "*.jsonl", "*.safetensors", "tokenizer.json", "adapter*/*", "model/*")
 
@@ -99,7 +101,7 @@ def _shown(default: object) -> str:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
-    """The config, and what is no part of it: out, resume, track, profile, overfit_batch, ...
+    """The config, and what is no part of it: out, resume, track, profile, inferred, ...
 
     Raises:
         InputError: for a flag or a value that makes no sense.
@@ -113,10 +115,41 @@ def parse(arguments: Sequence[str]) -> tuple[Config, argparse.Namespace]:
         given = parser.parse_args(arguments)
     settings = {one.name: getattr(given, one.name) for one in fields(Config)}
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-    config = check(Config(**settings))
     check_flags(given)
+    config = check(Config(**settings | own_settings(given)))
+    if given.dry_run and not given.inferred:
+        raise InputError("--dry-run: says how your own files are read; expected --train or --task FILE.toml")
     given.overridden = differing(written, config) if written else []
     return config, given
+
+
+def own_settings(given: argparse.Namespace) -> dict[str, object]:
+    """The settings that --train, or a --task with files among its names, comes to; `given.inferred` says how.
+
+    Raises:
+        InputError: for a task, or files of it, that make no sense.
+    """
+    names, given.inferred = given.task.split("+"), []
+    if table := own_table(given):
+        if given.task not in (TASK_DEFAULT, table["name"]):
+            raise InputError(
+                f"--task {given.task}: --train describes a task; join several as --task FILE.toml"
+            )
+        tables = {table["name"]: table}
+        names = [table["name"]]
+    else:
+        tables = {name: read_toml(path_in_utf8(name)) for name in names if name.endswith(".toml")}
+    if not tables:
+        return {}
+    described = {name: describe(table, given.quotes) for name, table in tables.items()}
+    given.inferred = [line for one in described.values() for line in one.told]
+    names = [described[name].table["name"] if name in tables else name for name in names]
+    own = [one.table for one in described.values()]
+    settings = {"task": "+".join(names)}
+    if len(own) == len(names):
+        settings["data"], own = placed(own)
+    others = [text for text in given.own if from_json(text).name not in {one["name"] for one in own}]
+    return settings | {"own": (*others, *map(to_json, own))}
 
 
 def read_config(path: Path) -> Config:

@@ -1,5 +1,6 @@
 """All settings of a run. Imports no torch, so that `--help` and usage errors answer at once."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,6 +10,7 @@ from lora.placement import TARGET_SETS, check_ranks, check_targets
 from minibert.errors import InputError
 from tasks import TASKS
 from tasks.base import Task
+from tasks.own import from_json, to_json
 
 PAIRS = ("concat", "siamese")
 FEATURES = ("uv", "uv-diff", "uv-diff-prod", "cosine")
@@ -40,7 +42,10 @@ def setting(default, text: str, choices: tuple[str, ...] | None = None, names: s
 class Config:
     """The settings of a run; None stands for a default that depends on the others, until `complete`."""
 
-    task: str = setting("sts", f"one of {', '.join(TASKS)}, or several joined by +: one encoder, a head each")
+    task: str = setting(
+        "sts",
+        f"{', '.join(TASKS)}, or FILE.toml of your own, or several joined by +: one encoder, a head each",
+    )
     method: str = setting("rslora", "what trains in the encoder", tuple(METHODS))
     pair: str = setting("concat", "a pair as one sequence, or each side on its own", PAIRS)
     features: str | None = setting(
@@ -136,10 +141,17 @@ class Config:
     quotes: str = setting(
         "csv", "of the data files: around fields as in CSV, or plain characters", QUOTES, added=True
     )
+    own: tuple[str, ...] = setting(
+        (),
+        "definitions of tasks of your own, as a run keeps them",
+        names="JSON",
+        added=True,
+    )
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        return tuple(TASKS[name] for name in self.task.split("+"))
+        known = TASKS | {task.name: task for task in map(from_json, self.own)}
+        return tuple(known[name] for name in self.task.split("+"))
 
     @property
     def scaling(self) -> float | None:
@@ -166,10 +178,17 @@ def check(config: Config) -> Config:
     Raises:
         InputError: naming the flag, for a value that is none of its choices, out of range, or in conflict.
     """
-    names = config.task.split("+")
+    names, own = config.task.split("+"), {}
+    for text in config.own:
+        task = from_json(text)
+        if task.name in TASKS or task.name in own:
+            raise InputError(f"--own: expected another name, there is a task {task.name!r} already")
+        own[task.name] = to_json(json.loads(text))
     for name in names:
-        if name not in TASKS:
-            raise InputError(f"--task: expected {', '.join(TASKS)}, or several joined by +; got {name!r}")
+        if name not in TASKS.keys() | own:
+            wanted = f"{', '.join(TASKS)}, or several joined by +, or FILE.toml of your own"
+            raise InputError(f"--task: expected {wanted}; got {name!r}")
+    config = replace(config, own=tuple(own[name] for name in names if name in own))
     if len(set(names)) < len(names):
         raise InputError(f"--task: expected each task once, got {config.task!r}")
     for one in fields(Config):
@@ -297,9 +316,10 @@ def _check_tasks(config: Config) -> None:
 
 
 def to_dict(config: Config) -> dict:
-    return {
+    plain = {
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
     }
+    return plain | {"own": [json.loads(text) for text in config.own]}
 
 
 def from_dict(raw: Mapping, where: str) -> Config:
@@ -313,6 +333,8 @@ def from_dict(raw: Mapping, where: str) -> Config:
     for problem, names in (("unknown", raw.keys() - known), ("missing", needed - raw.keys())):
         if names:
             raise InputError(f"{where}: {problem} key {min(names)!r}")
+    if isinstance(own := raw.get("own"), list):
+        raw = {**raw, "own": [to_json(one) if isinstance(one, dict) else one for one in own]}
     for name, value in raw.items():
         kind = known[name].type
         if not _fits(value, kind):

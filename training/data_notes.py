@@ -18,28 +18,12 @@ ORIGINS = {
 }
 UNKNOWN = "files of the user's own"
 
-LIMITS = {
-    "demo": (
-        "Written by hand for trying things out: small, tidy, in one hand's style, with balanced labels. It "
-        "is no benchmark, and a score on it says nothing of a score elsewhere.",
-        "Each label is what one writer meant; there were no other annotators, so their agreement is unknown.",
-        "Length is a cue: duplicates, and pairs of a high grade, are a little longer than others.",
-    ),
-    "cs224n sst": (
-        "Sentences of English film reviews (Socher et al. 2013): one domain, one register, and the opinions "
-        "of reviewers. The five classes were cut from a finer scale, so neighbours overlap.",
-    ),
-    "cs224n qqp": (
-        "Questions asked on Quora, in English. Its publisher calls the labels not perfect; the pairs were "
-        "chosen, so the share of duplicates is not that of questions as they are asked.",
-        "The course's own split: scores do not compare with GLUE's.",
-    ),
-    "cs224n sts": (
-        "Pairs from SemEval's tasks of semantic similarity (Agirre et al. 2013; Cer et al. 2017), in "
-        "English: headlines, captions, forum posts. Grades are means over annotators.",
-        "The course's own split: scores do not compare with those of the STS Benchmark.",
-    ),
-}
+DEMO_LIMITS = (
+    "Written by hand for trying things out: small, tidy, in one hand's style, with balanced labels. It "
+    "is no benchmark, and a score on it says nothing of a score elsewhere.",
+    "Each label is what one writer meant; there were no other annotators, so their agreement is unknown.",
+    "Length is a cue: duplicates, and pairs of a high grade, are a little longer than others.",
+)
 EDGE = 0.1  # of the range of scores; labels that stay so far from one of its ends do not fill it
 SHOWN = 3  # of a longer list; the rest is counted
 NOT_KNOWN = "minibert knows nothing of where these files are from or what is wrong with them: say it here."
@@ -47,6 +31,8 @@ NOT_KNOWN = "minibert knows nothing of where these files are from or what is wro
 
 def origin(config: Config, task: Task) -> str | None:
     """demo or cs224n, wherever the files lie; None of any others."""
+    if task.own:
+        return None
     if config.data in ORIGINS:
         return config.data
     files = {Path(config.data) / task.files[split]: task.files[split] for split in ("train", "dev")}
@@ -59,7 +45,7 @@ def limits(known: str | None, task: Task) -> tuple[str, ...]:
     """What is known to be wrong with a task's data."""
     if known is None:
         return (NOT_KNOWN,)
-    return LIMITS.get(known) or LIMITS[f"{known} {task.name}"]
+    return DEMO_LIMITS if known == "demo" else task.course_limits
 
 
 def found(task: Task, splits: Splits) -> list[str]:
@@ -86,11 +72,12 @@ def labels(task: Task, train: Sequence[Example], dev: Sequence[Example]) -> str:
     parts = []
     for name, part in _named(train, dev):
         counts = Counter(one.label for one in part)
-        shares = (f"{counts[label] / len(part):.0%} of {label}" for label in range(task.num_outputs))
+        shares = (f"{counts[c] / len(part):.0%} of {name}" for c, name in enumerate(task.class_names))
         parts.append(f"{', '.join(shares)} in {name}")
     commonest = Counter(one.label for one in train).most_common(1)[0][0]
     right = sum(one.label == commonest for one in dev) / len(dev)
-    return f"Labels: {'; '.join(parts)}. Always {commonest:g} gets {right:.1%} of dev right."
+    name = task.class_names[int(commonest)]
+    return f"Labels: {'; '.join(parts)}. Always {name} gets {right:.1%} of dev right."
 
 
 def warnings(task: Task, splits: Splits) -> list[str]:

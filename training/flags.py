@@ -1,11 +1,13 @@
 """The flags of train.py that change nothing of what a run computes. Imports no torch."""
 
 import argparse
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from minibert.errors import InputError
+from tasks.own import DEV_SHARE, absolute, check_table, columns_of, name_of
 from training.tracking import TRACKERS
 
 
@@ -24,6 +26,7 @@ class Keeping:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     default = Keeping()
     parser.add_argument("--out", type=Path, help="the run's folder [runs/TASK-METHOD-TIME]")
+    add_own_flags(parser)
     about = "the settings of RUN/config.json; flags given beside it override them"
     parser.add_argument("--config", type=Path, metavar="FILE", help=about)
     parser.add_argument(
@@ -48,6 +51,50 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train on one batch until its loss is near 0: the first thing to try if something is wrong",
     )
+
+
+def add_own_flags(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument_group("your own data", "csv, tsv or jsonl, also as .gz: docs/your-data.md")
+    own.add_argument("--train", type=Path, metavar="FILE", help="the rows to train on")
+    own.add_argument("--dev", metavar="FILE|SHARE", help=f"others, or a share of them ({DEV_SHARE})")
+    own.add_argument("--test", type=Path, metavar="FILE", help="rows to predict; labels are optional [none]")
+    own.add_argument("--text-columns", nargs="+", metavar="COLUMN", help="one text, or the two of a pair")
+    own.add_argument("--label-column", metavar="COLUMN", help="words, numbers, true and false")
+    own.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="labels are scores of this range [inferred]",
+    )
+    own.add_argument("--dry-run", action="store_true", help="say how the files are read, and stop")
+
+
+def own_table(given: argparse.Namespace) -> dict | None:
+    """The task that --train and the flags beside it describe, its files by their whole path.
+
+    Raises:
+        InputError: for one flag without the others.
+    """
+    beside = ("dev", "test", "text_columns", "label_column", "range")
+    if given.train is None:
+        if lone := [name for name in beside if getattr(given, name) is not None]:
+            raise InputError(f"--{lone[0].replace('_', '-')}: expected together with --train FILE, got none")
+        return None
+    for name in ("text_columns", "label_column"):
+        if not getattr(given, name):
+            columns = ", ".join(columns_of(given.train))
+            raise InputError(f"--{name.replace('_', '-')}: expected of {given.train}'s columns: {columns}")
+    if len(given.text_columns) > 2:
+        raise InputError(f"--text-columns: expected one or two, got {len(given.text_columns)}")
+    table = {"name": name_of(given.train), "text": given.text_columns, "label": given.label_column}
+    if given.range:
+        table["range"] = [int(one) if one.is_integer() else one for one in given.range]
+    files = {"train": str(given.train), "dev": given.dev, "test": given.test and str(given.test)}
+    with contextlib.suppress(ValueError):  # a file's name
+        files["dev"] = float(given.dev) if given.dev else None
+    files = absolute({split: place for split, place in files.items() if place is not None}, Path())
+    return check_table(table | {"files": files}, "--train")
 
 
 def check_flags(given: argparse.Namespace) -> None:

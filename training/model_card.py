@@ -26,11 +26,6 @@ from training.snippets import Snippet, snippets
 
 FEWEST = 4  # dev examples, for an interval
 LANGUAGE = "en"  # of the data this project knows
-SAYS = {
-    "sst": "The sentiment of a sentence, from 0 (very negative) to 4 (very positive).",
-    "qqp": "Whether two questions ask the same: 1 or 0.",
-    "sts": "How alike two sentences are in meaning, from 0 (unrelated) to 5 (the same).",
-}
 MINILM = (
     "all-MiniLM-L6-v2 was trained on a billion sentence pairs, Quora's duplicates among them: scores on "
     "Quora and STS do not compare with those of encoders that saw none."
@@ -64,7 +59,7 @@ def model_card(config: Config, result: Mapping, scored: Sequence[Scored], has_cl
     parts = [
         front_matter(config, result, scored),
         f"# {tasks} by {config.method}, on {base}",
-        *(SAYS[task.name] for task in config.tasks),
+        *(task.about for task in config.tasks if task.about),
         about(config, result),
         "## Scores",
         scores(config, result, scored, intervals),

@@ -235,7 +235,7 @@ class Run:
         told = {}
         for split in ("dev", "test"):
             told[split] = {name: predict(model, one, self.device) for name, one in self.data[split].items()}
-            write_predictions(folder, split, told[split])
+            write_predictions(folder, split, self.config.tasks, told[split])
         give_back_memory()  # an adapter is tried out on a model of its own before it is called saved
         save_model(folder, self.config, model, self.base)
         result = self.result() | {"files": run_sha256(folder.path)}

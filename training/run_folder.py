@@ -2,7 +2,7 @@
 
 config.json  metrics.jsonl  steps.jsonl  result.json  predictions-{dev,test}.csv
 adapter/ (LoRA methods; see adapter_folder.py) or model/ (full)  head.safetensors  checkpoint/
-README.md (the model card)  profile.txt  trace.json (--profile)
+README.md (the model card)  NAME.toml (an own task)  profile.txt  trace.json (--profile)
 adapter-TASK/ (--best per-task; --adapters per-task, which has no adapter/)
 """
 
@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from minibert.tokenizer import Tokenizer
 from minibert.weights import save_bert
 from tasks.base import Task
 from tasks.model import TaskModel
+from tasks.own import located, to_toml
 from training.adapter_folder import (
     CARD,
     HEAD,
@@ -133,6 +134,9 @@ def start_run(run: RunFolder, config: Config) -> None:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        for text in config.own:
+            table = json.loads(text)
+            write_text(to_toml(located(table, Path(config.data))), run.path / f"{table['name']}.toml")
         write_json(to_dict(config), run.config)
     except OSError as error:
         raise InputError(f"--out: {run.path} cannot be written ({error.strerror or error})") from None
@@ -249,20 +253,24 @@ def check_unchanged(path: Path, config: Config) -> None:
         check_sha256(resolve(config.model), known, run.result)
 
 
-def predictions_csv(prediction: Prediction) -> str:
-    """id, prediction (class or score) and, for classes, p0 to pC-1."""
+def predictions_csv(task: Task, prediction: Prediction) -> str:
+    """id, prediction (class or score) and, for classes, the probability of each: p0 to pC-1, or p_NAME."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     probabilities = prediction.probabilities
-    classes = 0 if probabilities is None else probabilities.shape[1]
-    writer.writerow(["id", "prediction", *(f"p{c}" for c in range(classes))])
+    classes = len(task.class_names)
+    writer.writerow(["id", "prediction", *task.probability_columns])
     for i, name in enumerate(prediction.ids):
         value = prediction.predictions[i]
-        given = int(value) if classes else f"{value:.9g}"  # all that fp32 holds
+        given = task.class_names[value] if classes else f"{value:.9g}"  # all that fp32 holds
         writer.writerow([name, given, *(f"{probabilities[i, c]:.6f}" for c in range(classes))])
     return text.getvalue()
 
 
-def write_predictions(run: RunFolder, split: str, predictions: Mapping[str, Prediction]) -> None:
-    for task, prediction in predictions.items():
-        write_text(predictions_csv(prediction), run.predictions(split, task, only=len(predictions) == 1))
+def write_predictions(
+    run: RunFolder, split: str, tasks: Sequence[Task], predictions: Mapping[str, Prediction]
+) -> None:
+    for task in tasks:
+        if task.name in predictions:
+            text = predictions_csv(task, predictions[task.name])
+            write_text(text, run.predictions(split, task.name, only=len(predictions) == 1))

@@ -47,7 +47,7 @@ def score_file(
     examples, skipped = read_examples(source, task, labelled=False, quotes=quotes or config.quotes)
     for row in skipped:
         print(f"skipped {row.where}: {row.reason}", file=sys.stderr)
-    text = predictions_csv(predictions(path, task, examples, batch_size, computing))
+    text = predictions_csv(task, predictions(path, task, examples, batch_size, computing))
     try:
         write_text(text, target)
     except OSError as error:
@@ -65,8 +65,9 @@ def score_text(path: Path, task_name: str | None, texts: list[str], computing: C
     result = predictions(path, task, [text_example(task, texts)], 1, computing)
     if result.probabilities is None:
         return f"{result.predictions[0]:.4f}"
-    shares = " ".join(f"p{c}={p:.4f}" for c, p in enumerate(result.probabilities[0]))
-    return f"{result.predictions[0]} {shares}"
+    shares = zip(task.probability_columns, result.probabilities[0], strict=True)
+    told = " ".join(f"{column}={share:.4f}" for column, share in shares)
+    return f"{task.class_names[result.predictions[0]]} {told}"
 
 
 def text_example(task: Task, texts: Sequence[str]) -> Example:
