@@ -294,8 +294,14 @@ def install(capability: tuple[int, int] = (9, 0)) -> None:
 class FusedAttention(torch.autograd.Function):
     """A GPU's attention in one kernel, and two on the way back; without a GPU PyTorch takes many.
 
-    It is computed as on a CPU. Dropout's mask comes from the default generator, as on a GPU.
+    It is computed as on a CPU. Dropout's mask comes from the default generator, as on a GPU. What comes out lies
+    in memory as [S, T, N, D], as in attention.cu and attention_backward.cu: the heads stand side by side.
     """
+
+    @staticmethod
+    def on_device(out: Tensor) -> Pretended:
+        """out [S, N, T, D]"""
+        return Pretended(out.transpose(1, 2).contiguous().transpose(1, 2))
 
     @staticmethod
     def of(q: Tensor, k: Tensor, v: Tensor, attn_mask=None, dropout_p=0.0, **more: object) -> Tensor:
@@ -308,7 +314,7 @@ class FusedAttention(torch.autograd.Function):
         COUNTS.launches["fused attention"] += 1
         ctx.save_for_backward(q, k, v)
         ctx.mask, ctx.p, ctx.drawn_from = mask, p, torch.get_rng_state()
-        return Pretended(ATTENTION(*map(real, (q, k, v, mask)), p))
+        return FusedAttention.on_device(ATTENTION(*map(real, (q, k, v, mask)), p))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -317,7 +323,7 @@ class FusedAttention(torch.autograd.Function):
         with torch.random.fork_rng(devices=()), torch.enable_grad():
             torch.set_rng_state(ctx.drawn_from)  # the same mask once more
             out = ATTENTION(*inputs, real(ctx.mask), ctx.p)
-        return *map(Pretended, torch.autograd.grad(out, inputs, real(grad))), None, None
+        return *map(FusedAttention.on_device, torch.autograd.grad(out, inputs, real(grad))), None, None
 
 
 def pretend_module(cuda: ModuleType, capability: tuple[int, int]) -> None:
