@@ -23,8 +23,8 @@ from kernels.tiles import compiled_for
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Pointers to activations, in a case's dtype; all others are parameters or low-rank values, in fp32.
-ACTIVATIONS = {"x_ptr", "dx_ptr", "y_ptr", "dy_ptr", "z_ptr", "dropped_ptr", "merged_ptr"}
-OPTIONAL = {"lora_merge": {"magnitude_ptr", "norm_ptr", "gain_ptr"}}  # of the others the gain
+ACTIVATIONS = {"x_ptr", "dx_ptr", "y_ptr", "dy_ptr", "z_ptr", "dropped_ptr", "merged_ptr", "gained_ptr"}
+OPTIONAL = {"lora_merge": {"magnitude_ptr", "norm_ptr", "gain_ptr", "gained_ptr"}}  # of the others the gain
 ONLY_OUTER_DOT = {"z_ptr", "norm_ptr"}  # of the kernel of lora_outer
 
 
@@ -81,6 +81,8 @@ def _type(parameter: "triton.runtime.jit.KernelParam", dtype: str, constants: Co
         return "constexpr"
     if not parameter.name.endswith("_ptr"):
         return parameter.annotation_type or "fp32"  # 3.2 names the types of integers alone
+    if parameter.name == "arrived_ptr":
+        return "*i32"
     return f"*{dtype if parameter.name in ACTIVATIONS else 'fp32'}"
 
 

@@ -37,14 +37,13 @@ DEVICES = {
 
 
 class Pass(NamedTuple):
-    """Something launched once or, with partial sums, twice.
+    """Something launched once.
 
     FLOPs are those of matrix products by cuBLAS; the kernels' own hide behind their bytes at the ranks that
     they are launched for.
     """
 
     bytes: int
-    launches: int = 1
     flops: int = 0
 
     def seconds(self, limits: Limits) -> float:
@@ -79,7 +78,7 @@ class Layer(NamedTuple):
     def outer(self, width: int, extra_rows: int = 0) -> Pass:
         partial = 2 * FULL * self.splits * (self.r + extra_rows) * width
         result = FULL * (self.r + extra_rows) * width
-        return Pass(HALF * self.M * width + FULL * self.M * self.r + partial + result, 2)
+        return Pass(HALF * self.M * width + FULL * self.M * self.r + partial + result)
 
     def outer_dot(self) -> Pass:
         one = self.outer(self.N, extra_rows=1)
@@ -95,16 +94,16 @@ class Layer(NamedTuple):
         return Pass(read + FULL * self.r * (self.M + self.N))
 
     def merge(self, gains: bool = False) -> Pass:
-        """V; with gains also m in, ‖V‖ and m / ‖V‖ out"""
-        vectors = 3 * FULL * self.N if gains else 0
-        return Pass((FULL + HALF) * self.N * self.K + FULL * self.r * (self.K + self.N) + vectors)
+        """V; with gains also m in, ‖V‖, m / ‖V‖ and g ⊙ V out"""
+        more = 3 * FULL * self.N + HALF * self.N * self.K if gains else 0
+        return Pass((FULL + HALF) * self.N * self.K + FULL * self.r * (self.K + self.N) + more)
 
     def gain(self) -> Pass:
         """‖V‖ and m / ‖V‖ alone"""
         return Pass(FULL * (self.N * self.K + self.r * (self.K + self.N) + 3 * self.N))
 
     def gained_weight(self) -> Pass:
-        """g ⊙ V, for dx = dy (g ⊙ V); W in the place of V alike"""
+        """g ⊙ W, for dx = dy (g ⊙ W) + ..."""
         return Pass(2 * HALF * self.N * self.K + FULL * self.N)
 
     def x(self) -> int:
@@ -156,7 +155,7 @@ def dora_merged(one: Layer) -> Path:
     """As LoRA, with z = x Vᵀ and y = g ⊙ z + b"""
     forward = (one.merge(gains=True), one.gemm(), one.gained())
     low_rank = (one.down(one.N), one.down(one.K), one.outer(one.K), one.outer_dot())
-    return Path(forward, (one.gained_weight(), one.gemm(), *low_rank), one.x() + one.y())
+    return Path(forward, (one.gemm(), *low_rank), one.x() + one.y())
 
 
 PATHS: dict[str, Callable[[Layer], Path]] = {
@@ -166,10 +165,6 @@ PATHS: dict[str, Callable[[Layer], Path]] = {
     "DoRA, dropout": dora_split,
     "DoRA": dora_merged,
 }
-
-
-def launches(passes: Iterable[Pass]) -> int:
-    return sum(one.launches for one in passes)
 
 
 def seconds(passes: Iterable[Pass], limits: Limits) -> float:

@@ -68,7 +68,7 @@ def lora_outer(
 ) -> Tensor:
     """scale · hᵀ (g ⊙ x̃): h [M, r], x [M, K], g [K] -> [r, K], in fp32 or better."""
     (M, K), rank = _matrix("x", x), _matrix("h", h)[1]
-    _check(rank, x=(x, (M, K)), h=(h, (M, rank)), gain=(gain, (K,)))
+    _check(rank, "h", x=(x, (M, K)), h=(h, (M, rank)), gain=(gain, (K,)))
     return _call(choose("outer", x, h.mT, mask=mask), h, x, scale, mask, gain)
 
 
@@ -77,7 +77,7 @@ def lora_outer_dot(
 ) -> tuple[Tensor, Tensor]:
     """dBᵀ = scale · hᵀ (g ⊙ dy) [r, N] and dm = Σ_M dy ⊙ z / ‖V‖ [N]: h [M, r], dy, z [M, N], g, ‖V‖ [N]."""
     (M, N), rank = _matrix("dy", dy), _matrix("h", h)[1]
-    _check(rank, dy=(dy, (M, N)), h=(h, (M, rank)), z=(z, (M, N)), gain=(gain, (N,)), norm=(norm, (N,)))
+    _check(rank, "h", dy=(dy, (M, N)), h=(h, (M, rank)), z=(z, (M, N)), gain=(gain, (N,)), norm=(norm, (N,)))
     return _call(choose("outer_dot", dy, h.mT), h, dy, z, scale, gain, norm)
 
 
@@ -96,7 +96,7 @@ def lora_backward_y(
 ) -> tuple[Tensor, Tensor]:
     """dh = scale · (g ⊙ dy) B [M, r] and dBᵀ = scale · hᵀ (g ⊙ dy) [r, N]: dy [M, N], h [M, r], Bᵀ [r, N]."""
     (M, N), rank = _matrix("dy", dy), len(Bt)
-    _check(rank, dy=(dy, (M, N)), h=(h, (M, rank)), Bt=(Bt, (rank, N)), gain=(gain, (N,)))
+    _check(rank, "h", dy=(dy, (M, N)), h=(h, (M, rank)), Bt=(Bt, (rank, N)), gain=(gain, (N,)))
     if _without_launch("backward_y", dy, rank):
         return lora_down(dy, Bt, scale, gain=gain), lora_outer(h, dy, scale, gain=gain)
     return _call(choose("backward_y", dy, Bt, h), dy, h, Bt, scale, gain)
@@ -109,11 +109,15 @@ def lora_merge(
     scaling: float,
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    gV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """V = W + s·B A [N, K], ‖V‖ and g = m/‖V‖ [N]; lora_B [N, r] may be of any strides."""
+    """V = W + s·B A [N, K], ‖V‖ and g = m/‖V‖ [N]; lora_B [N, r] may be of any strides.
+
+    A gV [N, K] that is given is filled with g ⊙ V.
+    """
     _check_weight(weight, lora_A, lora_B, magnitude)
     function = choose_for_weight("lora_merge", weight, lora_B)
-    return _call(function, weight, lora_A, lora_B, scaling, magnitude, dtype)
+    return _call(function, weight, lora_A, lora_B, scaling, magnitude, dtype, gV)
 
 
 def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
@@ -277,13 +281,17 @@ def _matrix(name: str, x: Tensor) -> torch.Size:
     return x.shape
 
 
-def _check(rank: int, **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """`given`: what each tensor is called -> itself, and the shape it must have."""
+def _check(rank: int, apart: str = "", **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """`given`: what each tensor is called -> itself, and the shape it must have.
+
+    Rows of the one called `apart` need not follow one another.
+    """
     first, _ = next(iter(given.values()))
-    for tensor, shape in given.values():  # this runs a hundred times in a step; the words are for the rest
+    # This runs a hundred times in a step; the words are for the rest.
+    for name, (tensor, shape) in given.items():
         if tensor is not None and not (
             tensor.shape == shape
-            and tensor.is_contiguous()
+            and (tensor.is_contiguous() or name == apart and tensor.stride(1) == 1)
             and tensor.dtype in DTYPES
             and tensor.device == first.device
         ):

@@ -30,7 +30,7 @@ class Launch(NamedTuple):
     columns: int
     warps: int
     stages: int = 2
-    splits: int = 1  # partial sums over the rows, added up in a fixed order afterwards
+    splits: int = 1  # partial sums over the rows, which the last program to end adds up in a fixed order
 
 
 # (operation, architecture) -> ((up to this rank, launch), ...); of merge, up to this width.
@@ -94,9 +94,27 @@ def find(operation: str, row: int, dtype: torch.dtype, size: int) -> Launch | No
     return next((launch for limit, launch in entries if size <= limit), None)
 
 
-def rows_per_split(M: int, launch: Launch) -> int:
-    """A multiple of the tile's rows, so that no tile belongs to two partial sums."""
-    return ceil_div(M, launch.splits * launch.rows) * launch.rows
+def row_splits(M: int, launch: Launch) -> tuple[int, int]:
+    """How many rows each partial sum is of, and how many sums there are: one even of no rows.
+
+    The rows are a multiple of the tile's, so that no tile belongs to two partial sums.
+    """
+    rows_each = max(1, ceil_div(M, launch.splits * launch.rows)) * launch.rows
+    return rows_each, max(1, ceil_div(M, rows_each))
+
+
+def arrivals(device: torch.device, groups: int) -> torch.Tensor:
+    """int32, a zero for each group of programs to count with how many have stored their part.
+
+    Each stream has its own, since kernels of one stream follow one another. Kernels leave zeros behind.
+    """
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _zeros(device, stream, max(1024, 1 << groups.bit_length()))
+
+
+@functools.cache
+def _zeros(device: torch.device, stream: int, size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.int32, device=device)
 
 
 def ceil_div(number: int, by: int) -> int:

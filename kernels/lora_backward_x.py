@@ -1,7 +1,6 @@
 """dx ← dx + keep / (1 - p) ⊙ (dh A), in place, and dA = dhᵀ x̃ [r, K]: what the layer's input still needs.
 
-Both meet the same mask and the same dh; in one kernel each is made once. dA comes in partial sums over the
-rows, added up in a fixed order.
+Both meet the same mask and the same dh; in one kernel each is made once. dA is summed as in lora_outer.
 
 Bytes: x read, dx read and written (6 M K in half precision), dh once (4 M r), partial sums written and
 read (8 · splits · r K), dA written (4 r K). FLOPs: 4 M K r.
@@ -12,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import Launch, architecture, ceil_div, find, rows_per_split
+from kernels.launch import Launch, architecture, arrivals, ceil_div, find, row_splits
 from kernels.philox import Mask
 from kernels.tiles import (
+    arrives_last,
     compiled_for,
     kept,
     load_tile,
@@ -22,6 +22,7 @@ from kernels.tiles import (
     mask_arguments,
     rank_1_updates,
     store_tile,
+    sum_parts,
 )
 
 SCALARS = ["M", "rows_each", "scale", "seed", "step", "site", "first_row", "threshold"]
@@ -34,6 +35,8 @@ def kernel(
     dh_ptr,  # [M, R], fp32
     A_ptr,  # [R, K]
     partial_ptr,  # [splits, R, K], fp32
+    dA_ptr,  # [R, K], fp32
+    arrived_ptr,  # a zero for each block of columns
     M: tl.int32,
     rows_each: tl.int32,
     scale: tl.float32,
@@ -49,6 +52,7 @@ def kernel(
     COLUMNS: tl.constexpr,
     DROPOUT: tl.constexpr,
     FORM: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     first_column = tl.program_id(0) * COLUMNS
     columns = first_column + tl.arange(0, COLUMNS)
@@ -75,6 +79,9 @@ def kernel(
             x = x.to(tl.float32)
         dA = tl.dot(dht.to(x.dtype), x, dA, input_precision="ieee")
     store_tile(partial_ptr + split * R * K, dA * scale, ranks, columns, R, K)
+    splits = tl.num_programs(1)
+    if arrives_last(arrived_ptr + tl.program_id(0), splits):
+        sum_parts(partial_ptr, dA_ptr, splits, ranks, columns, R, K, WARPS)
 
 
 def lora_backward_x(
@@ -83,19 +90,21 @@ def lora_backward_x(
     """As kernels.reference has it: x, dx [M, K], dh [M, r], A [r, K] -> dA [r, K], fp32; dx is changed."""
     (M, K), rank = x.shape, A.shape[0]
     launch = launch or find("backward_x", architecture(x.device), x.dtype, rank)
-    rows_each = rows_per_split(M, launch)
-    splits = ceil_div(M, max(rows_each, 1))
+    blocks, (rows_each, splits) = ceil_div(K, launch.columns), row_splits(M, launch)
     partial = torch.empty(splits, rank, K, dtype=torch.float32, device=x.device)
-    kernel[(ceil_div(K, launch.columns), splits)](
+    dA = torch.empty(rank, K, dtype=torch.float32, device=x.device)
+    kernel[(blocks, splits)](
         x,
         dx,
         dh,
         A,
         partial,
+        dA,
+        arrivals(x.device, blocks),
         M,
         rows_each,
         1.0 if mask is None else mask.scale,
         *mask_arguments(mask),
         **compiled_for(kernel, K, rank, mask, launch),
     )
-    return partial.sum(0)
+    return dA

@@ -3,7 +3,8 @@
 A program holds whole rows in registers, so that the norm, which needs all of a row, costs no second read.
 
 Bytes: W once (4 N K, kept in fp32), V once (2 N K in half precision), norms and gains
-(12 N with m); A (4 r K) stays in the cache. FLOPs: 2 N K r + 2 N K. The norm alone writes no V.
+(12 N with m), g ⊙ V where it is wanted (2 N K); A (4 r K) stays in the cache. FLOPs: 2 N K r + 2 N K. The
+norm alone writes no V.
 """
 
 import torch
@@ -24,6 +25,7 @@ def kernel(
     B_ptr,  # [N, R], of any strides
     magnitude_ptr,  # [N] or None
     merged_ptr,  # [N, K] or None
+    gained_ptr,  # [N, K] or None: g ⊙ V, with a magnitude
     norm_ptr,  # [N] or None, fp32
     gain_ptr,  # [N] or None, fp32
     scale: tl.float32,
@@ -50,6 +52,8 @@ def kernel(
             magnitude = tl.load(magnitude_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
             gain = tl.div_rn(magnitude, norm)
             tl.store(gain_ptr + rows, gain, mask=rows < N)
+            if gained_ptr is not None:
+                store_tile(gained_ptr, V * gain[:, None], rows, columns, N, K)
     if merged_ptr is not None:
         store_tile(merged_ptr, V, rows, columns, N, K)
 
@@ -61,6 +65,7 @@ def lora_merge(
     scaling: float,
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    gV: Tensor | None = None,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As kernels.reference has it: [N, K], [r, K], [N, r] (of any strides), [N] -> [N, K], [N], [N]."""
@@ -68,7 +73,7 @@ def lora_merge(
     norm = gain = None
     if magnitude is not None:
         norm, gain = torch.empty(2, len(weight), device=weight.device)
-    _launch(weight, lora_A, lora_B, magnitude, merged, norm, gain, scaling, launch)
+    _launch(weight, lora_A, lora_B, magnitude, (merged, gV, norm, gain), scaling, launch)
     return merged, norm, gain
 
 
@@ -77,7 +82,7 @@ def dora_norm(
 ) -> Tensor:
     """As kernels.reference has it: ‖W + s·B A‖ [N], fp32."""
     norm = torch.empty(len(weight), device=weight.device)
-    _launch(weight, lora_A, lora_B, None, None, norm, None, scaling, launch)
+    _launch(weight, lora_A, lora_B, None, (None, None, norm, None), scaling, launch)
     return norm
 
 
@@ -91,7 +96,7 @@ def dora_gain(
 ) -> tuple[Tensor, Tensor]:
     """As kernels.reference has it: ‖W + s·B A‖ and m / ‖W + s·B A‖, [N] each, fp32."""
     norm, gain = torch.empty(2, len(weight), device=weight.device)
-    _launch(weight, lora_A, lora_B, magnitude, None, norm, gain, scaling, launch)
+    _launch(weight, lora_A, lora_B, magnitude, (None, None, norm, gain), scaling, launch)
     return norm, gain
 
 
@@ -100,12 +105,11 @@ def _launch(
     lora_A: Tensor,
     lora_B: Tensor,
     magnitude: Tensor | None,
-    merged: Tensor | None,
-    norm: Tensor | None,
-    gain: Tensor | None,
+    results: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     scaling: float,
     launch: Launch | None,
 ) -> None:
+    """`results`: V, g ⊙ V, ‖V‖ and g, as far as they are wanted."""
     (N, K), rank = weight.shape, lora_A.shape[0]
     launch = launch or find("merge", architecture(weight.device), weight.dtype, K)
     kernel[(ceil_div(N, launch.rows),)](
@@ -113,9 +117,7 @@ def _launch(
         lora_A,
         lora_B,
         magnitude,
-        merged,
-        norm,
-        gain,
+        *results,
         scaling,
         N,
         *lora_B.stride(),

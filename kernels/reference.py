@@ -81,18 +81,23 @@ def lora_merge(
     scaling: float,
     magnitude: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    gV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """V = W + s·B A, and DoRA's ‖V‖ and g = m/‖V‖; without a magnitude None and None.
 
     weight [N, K], lora_A [r, K], lora_B [N, r], magnitude [N] -> [N, K] in `dtype` (the weight's own if
-    None), twice [N] in lora_B's dtype. V is summed in lora_B's dtype and rounded once.
+    None), twice [N] in lora_B's dtype. V is summed in lora_B's dtype and rounded once. A gV [N, K] that is
+    given is filled with g ⊙ V.
     """
     V = torch.addmm(weight.to(lora_B.dtype), lora_B, lora_A, alpha=scaling)  # [N, K]
     dtype = weight.dtype if dtype is None else dtype
     if magnitude is None:
         return V.to(dtype), None, None
     norm = row_norm(V)  # [N]
-    return V.to(dtype), norm, magnitude / norm
+    gain = magnitude / norm
+    if gV is not None:
+        torch.mul(V, gain[:, None], out=gV)
+    return V.to(dtype), norm, gain
 
 
 def dora_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:

@@ -15,20 +15,22 @@ FEWEST_ROWS = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) 
 
 
 @triton.jit
-def load_tile(pointer, rows, columns, height, width: tl.constexpr):
-    """[rows, columns] of a matrix [height, width], 0 outside of it, as stored.
+def load_tile(pointer, rows, columns, height, width: tl.constexpr, stride: tl.constexpr = None):
+    """[rows, columns] of a matrix [height, width], 0 outside of it, as stored; rows may lie farther apart.
 
     Whoever computes with it converts to fp32 first: on bf16 Triton's interpreter computes nonsense.
     """
+    apart: tl.constexpr = width if stride is None else stride
     inside = (rows[:, None] < height) & (columns[None, :] < width)
-    return tl.load(pointer + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
+    return tl.load(pointer + rows[:, None] * apart + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def load_transposed(pointer, rows, columns, height, width: tl.constexpr):
+def load_transposed(pointer, rows, columns, height, width: tl.constexpr, stride: tl.constexpr = None):
     """[columns, rows] of a matrix [height, width], 0 outside: loaded as it is used, so that none is moved."""
+    apart: tl.constexpr = width if stride is None else stride
     inside = (rows[None, :] < height) & (columns[:, None] < width)
-    return tl.load(pointer + rows[None, :] * width + columns[:, None], mask=inside, other=0.0)
+    return tl.load(pointer + rows[None, :] * apart + columns[:, None], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -37,6 +39,39 @@ def store_tile(pointer, tile, rows, columns, height, width: tl.constexpr):
     inside = (rows[:, None] < height) & (columns[None, :] < width)
     offsets = rows[:, None] * width + columns[None, :]
     tl.store(pointer + offsets, tile.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def arrives_last(arrived_ptr, programs):
+    """Whether all others of so many programs have stored their parts, which may then be read here.
+
+    The barrier and "release" put what is stored before the count, "acquire" what is read behind it. The count
+    begins at 0, and the last program leaves it so.
+    """
+    tl.debug_barrier()
+    last = tl.atomic_add(arrived_ptr, 1, sem="acq_rel") == programs - 1
+    if last:
+        tl.store(arrived_ptr, 0)
+    return last
+
+
+@triton.jit
+def sum_parts(part_ptr, total_ptr, parts, rows, columns, height, width: tl.constexpr, WARPS: tl.constexpr):
+    """total = the sum of `parts` matrices [height, width] at (rows, columns), always in the same order.
+
+    Several are read at once, 32 numbers in a thread, so that one does not wait for the one before. They are
+    read past the L1 cache, which knows nothing of what other programs have stored.
+    """
+    inside = (rows[:, None] < height) & (columns[None, :] < width)
+    offsets = rows[:, None] * width + columns[None, :]
+    AT_ONCE: tl.constexpr = max(1, 1024 * WARPS // inside.numel)
+    totals = tl.zeros((AT_ONCE, rows.numel, columns.numel), tl.float32)
+    for start in range(0, parts, AT_ONCE):
+        part = (start + tl.arange(0, AT_ONCE))[:, None, None]
+        read = (part < parts) & inside[None, :, :]
+        pointers = part_ptr + part * height * width + offsets[None, :, :]
+        totals += tl.load(pointers, mask=read, other=0.0, cache_modifier=".cg")
+    tl.store(total_ptr + offsets, tl.sum(totals, axis=0), mask=inside)
 
 
 @triton.jit
@@ -95,15 +130,18 @@ def padded_rank(rank: int, form: str) -> int:
 
 
 def compiled_for(
-    kernel: KernelInterface, width: int, rank: int, mask: Mask | None, launch: Launch
+    kernel: KernelInterface, width: int, rank: int, mask: Mask | None, launch: Launch, stride: int = 0
 ) -> dict[str, object]:
-    """The keyword arguments of a launch: a kernel's constants, and what the compiler is told."""
-    return dict(_compiled_for(kernel, width, rank, mask is not None, launch))
+    """The keyword arguments of a launch: a kernel's constants, and what the compiler is told.
+
+    `stride` is that of the rows of h, where they may lie farther apart than its rank.
+    """
+    return dict(_compiled_for(kernel, width, rank, mask is not None, launch, stride or rank))
 
 
 @functools.cache  # a step has some hundred launches of a few kinds
 def _compiled_for(
-    kernel: KernelInterface, width: int, rank: int, dropout: bool, launch: Launch
+    kernel: KernelInterface, width: int, rank: int, dropout: bool, launch: Launch, stride: int
 ) -> dict[str, object]:
     values = {
         "K": width,
@@ -114,6 +152,8 @@ def _compiled_for(
         "COLUMNS": launch.columns,
         "DROPOUT": dropout,
         "FORM": launch.form,
+        "WARPS": launch.warps,
+        "STRIDE": stride,
     }
     constants = [name for name, kind in kernel.fn.__annotations__.items() if kind is tl.constexpr]
     return {

@@ -68,13 +68,15 @@ class Merged(torch.autograd.Function):
         """x [M, K], and of each layer weight [N, K], bias [N], lora_A [r, K], lora_B [N, r], magnitude [N]"""
         outputs, saved = [], []
         for weight, bias, lora_A, lora_B, magnitude in in_groups(parameters, 5):
-            V, norm, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, x.dtype)  # [N, K]
+            kept = magnitude is not None and ctx.needs_input_grad[0]
+            gV = torch.empty_like(weight, dtype=x.dtype) if kept else None  # g ⊙ V, from the same pass
+            V, norm, gain = lora_merge(weight, lora_A, lora_B, scaling, magnitude, x.dtype, gV)  # [N, K]
             if magnitude is None:
-                z, y = None, F.linear(x, V, None if bias is None else bias.to(x.dtype))  # [M, N]
+                gV, z, y = V, None, F.linear(x, V, None if bias is None else bias.to(x.dtype))  # [M, N]
             else:
                 z = F.linear(x, V)
                 y = gained(z, gain, bias)
-            saved += [V, lora_A, lora_B, norm, gain, z]
+            saved += [gV, lora_A, lora_B, norm, gain, z]
             outputs.append(y)
         ctx.scaling = scaling
         ctx.save_for_backward(x, *saved)
@@ -87,12 +89,11 @@ class Merged(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         x, s, layers, dx = x.contiguous(), ctx.scaling, in_groups(saved, 6), None
         ranks = [len(layer[1]) for layer in layers]
-        hs = beside(lora_down(x, above([layer[1] for layer in layers])), ranks)  # [M, r] each
+        hs = lora_down(x, above([layer[1] for layer in layers])).split(ranks, dim=1)  # [M, r] each
         dhs, gradients = [], []
-        for dy, h, (V, _, lora_B, norm, gain, z) in zip(dys, hs, layers, strict=True):
+        for dy, h, (gV, _, lora_B, norm, gain, z) in zip(dys, hs, layers, strict=True):
             dy, Bt = dy.contiguous(), lora_B.mT.contiguous()
             if ctx.needs_input_grad[0]:
-                gV = gained_rows(V, gain)
                 dx = dy @ gV if dx is None else dx.addmm_(dy, gV)  # [M, K]
             dh, dBt, dm = passes_over_dy(dy, h, z, Bt, s, gain, norm)
             dhs.append(dh)
@@ -111,11 +112,6 @@ def in_groups(values: Sequence, size: int) -> list[tuple]:
 def above(factors: list[Tensor]) -> Tensor:
     """[r, K] of each layer -> [all r, K]"""
     return torch.cat(factors) if len(factors) > 1 else factors[0]
-
-
-def beside(h: Tensor, ranks: list[int]) -> list[Tensor]:
-    """[M, all r] -> [M, r] for each layer"""
-    return [one.contiguous() for one in h.split(ranks, dim=1)]
 
 
 class Split(torch.autograd.Function):

@@ -71,6 +71,11 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int) -> Tenso
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(DEVICE)
 
 
+def beside_others(M: int, rank: int) -> Tensor:
+    """h [M, r] as it is with the h of other layers side by side: its rows do not follow one another."""
+    return numbers(M, rank + 8, seed=3)[:, :rank]
+
+
 def exact(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().cpu().double().numpy().copy() for tensor in tensors]
 
@@ -137,7 +142,7 @@ def test_up(M, width, full, rank, dtype, launch):
 @cases
 @each("outer")
 def test_outer(M, width, full, rank, dtype, launch):
-    h, x, g = numbers(M, rank, seed=0), numbers(M, width, dtype=dtype, seed=1), numbers(width, seed=2)
+    h, x, g = beside_others(M, rank), numbers(M, width, dtype=dtype, seed=1), numbers(width, seed=2)
     mask, gain = (MASK, g) if full else (None, None)
     h64, x64, g64 = exact(h, x, g if full else torch.ones(width))
     expected = 1.7 * h64.T @ (g64 * x64 * kept(mask, M, width))
@@ -171,7 +176,7 @@ def test_backward_x(M, width, full, rank, dtype, launch):
 @cases
 @each("backward_y")
 def test_backward_y(M, width, full, rank, dtype, launch):
-    dy, h = numbers(M, width, dtype=dtype, seed=0), numbers(M, rank, seed=1)
+    dy, h = numbers(M, width, dtype=dtype, seed=0), beside_others(M, rank)
     Bt, g = numbers(rank, width, seed=2), numbers(width, seed=3)
     dy64, h64, Bt64, g64 = exact(dy, h, Bt, g if full else torch.ones(width))
     dh, dBt = lora_backward_y(dy, h, Bt, 1.7, g if full else None, launch=launch)
@@ -193,10 +198,12 @@ def test_merge_and_norm(N, K, rank, dtype):
     assert gain is None
     assert_near(merged, V, STORED[dtype])
     transposed = B.mT.contiguous().mT  # as a layer that keeps Bᵀ has it
-    merged, norm, gain = lora_merge(W, A, transposed, 0.7, m, torch.float16)
+    gV = torch.empty_like(W)
+    merged, norm, gain = lora_merge(W, A, transposed, 0.7, m, torch.float16, gV)
     assert_near(merged, V, STORED[torch.float16])
     assert_near(norm, norms, STORED[torch.float32])
     assert_near(gain, m64 / norms, STORED[torch.float32])
+    assert_near(gV, V * (m64 / norms)[:, None], STORED[dtype])
     assert_near(dora_norm(W, A, B, 0.7), norms, STORED[torch.float32])
     for got, expected in zip(dora_gain(W, A, B, 0.7, m), (norms, m64 / norms), strict=True):
         assert_near(got, expected, STORED[torch.float32])

@@ -236,30 +236,21 @@ class Kernel:
             self.compute(given)
 
 
-def first_part(partial: Tensor, *values: Tensor) -> None:
-    """What a kernel leaves as partial sums: all of it in the first part, value under value."""
-    partial.zero_()
-    torch.cat([value.reshape(-1, partial.shape[-1]) for value in values], out=partial[0])
-
-
 def outer(k: SimpleNamespace) -> None:
     if k.z is None:
-        first_part(k.partial, reference.lora_outer(k.h, k.x, k.scale, k.mask, k.gain))
+        k.total.copy_(reference.lora_outer(k.h, k.x, k.scale, k.mask, k.gain))
     else:
-        first_part(k.partial, *reference.lora_outer_dot(k.h, k.x, k.z, k.scale, k.gain, k.norm))
+        k.total[:-1], k.total[-1] = reference.lora_outer_dot(k.h, k.x, k.z, k.scale, k.gain, k.norm)
 
 
 def backward_y(k: SimpleNamespace) -> None:
-    for partial, value in zip(
-        (k.dh, k.dB), reference.lora_backward_y(k.dy, k.h, k.B, k.scale, k.gain), strict=True
-    ):
-        first_part(partial, value)
+    k.dh[:], k.dB[:] = reference.lora_backward_y(k.dy, k.h, k.B, k.scale, k.gain)
 
 
 def merge(k: SimpleNamespace) -> None:
     magnitude = torch.ones(len(k.W)) if k.magnitude is None and k.norm is not None else k.magnitude
     dtype = k.W.dtype if k.merged is None else k.merged.dtype
-    made = reference.lora_merge(k.W, k.A, k.B, k.scale, magnitude, dtype)
+    made = reference.lora_merge(k.W, k.A, k.B, k.scale, magnitude, dtype, k.gained)
     for into, value in zip((k.merged, k.norm, k.gain), made, strict=True):
         if into is not None:
             into.copy_(value)
@@ -269,7 +260,7 @@ KERNELS = {
     "down": lambda k: k.h.copy_(reference.lora_down(k.x, k.A, k.scale, k.mask, k.gain)),
     "up": lambda k: reference.lora_up(k.y, k.h, k.B, k.scale, k.mask),
     "outer": outer,
-    "backward_x": lambda k: first_part(k.partial, reference.lora_backward_x(k.x, k.dx, k.dh, k.A, k.mask)),
+    "backward_x": lambda k: k.dA.copy_(reference.lora_backward_x(k.x, k.dx, k.dh, k.A, k.mask)),
     "backward_y": backward_y,
     "merge": merge,
     "drop": lambda k: k.dropped.copy_(reference.lora_drop(k.x, k.mask)),
@@ -294,8 +285,14 @@ def install(capability: tuple[int, int] = (9, 0)) -> None:
 class FusedAttention(torch.autograd.Function):
     """A GPU's attention in one kernel, and two on the way back; without a GPU PyTorch takes many.
 
-    It is computed as on a CPU. Dropout's mask comes from the default generator, as on a GPU.
+    It is computed as on a CPU. Dropout's mask comes from the default generator, as on a GPU. What comes out
+    lies in memory as [S, T, N, D], as in attention.cu and attention_backward.cu: heads stand side by side.
     """
+
+    @staticmethod
+    def on_device(out: Tensor) -> Pretended:
+        """out [S, N, T, D]"""
+        return Pretended(out.transpose(1, 2).contiguous().transpose(1, 2))
 
     @staticmethod
     def of(q: Tensor, k: Tensor, v: Tensor, attn_mask=None, dropout_p=0.0, **more: object) -> Tensor:
@@ -308,7 +305,7 @@ class FusedAttention(torch.autograd.Function):
         COUNTS.launches["fused attention"] += 1
         ctx.save_for_backward(q, k, v)
         ctx.mask, ctx.p, ctx.drawn_from = mask, p, torch.get_rng_state()
-        return Pretended(ATTENTION(*map(real, (q, k, v, mask)), p))
+        return FusedAttention.on_device(ATTENTION(*map(real, (q, k, v, mask)), p))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -317,7 +314,7 @@ class FusedAttention(torch.autograd.Function):
         with torch.random.fork_rng(devices=()), torch.enable_grad():
             torch.set_rng_state(ctx.drawn_from)  # the same mask once more
             out = ATTENTION(*inputs, real(ctx.mask), ctx.p)
-        return *map(Pretended, torch.autograd.grad(out, inputs, real(grad))), None, None
+        return *map(FusedAttention.on_device, torch.autograd.grad(out, inputs, real(grad))), None, None
 
 
 def pretend_module(cuda: ModuleType, capability: tuple[int, int]) -> None:
@@ -342,6 +339,7 @@ def pretend_module(cuda: ModuleType, capability: tuple[int, int]) -> None:
         "empty_cache": None,
         "device": nullcontext(),
         "device_of": nullcontext(),
+        "current_stream": SimpleNamespace(cuda_stream=0),
     }
     for name, value in answers.items():
         setattr(cuda, name, lambda *_, value=value, **__: value)
