@@ -37,13 +37,14 @@ DEVICES = {
 
 
 class Pass(NamedTuple):
-    """Something launched once.
+    """Something launched once, in PyTorch's own operations perhaps more often.
 
     FLOPs are those of matrix products by cuBLAS; the kernels' own hide behind their bytes at the ranks that
     they are launched for.
     """
 
     bytes: int
+    launches: int = 1
     flops: int = 0
 
     def seconds(self, limits: Limits) -> float:
@@ -165,6 +166,10 @@ PATHS: dict[str, Callable[[Layer], Path]] = {
     "DoRA, dropout": dora_split,
     "DoRA": dora_merged,
 }
+
+
+def launches(passes: Iterable[Pass]) -> int:
+    return sum(one.launches for one in passes)
 
 
 def seconds(passes: Iterable[Pass], limits: Limits) -> float:

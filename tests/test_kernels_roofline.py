@@ -30,10 +30,10 @@ def bert():
 @pytest.mark.parametrize(
     ("make", "forward", "backward", "megabytes", "saved"),
     [
-        (lora_split, 3, 6, 81, 6.45),
-        (lora_merged, 2, 7, 59, 6.4),
-        (dora_split, 5, 7, 105, 12.75),
-        (dora_merged, 3, 8, 80, 12.7),
+        (lora_split, 3, 4, 81, 6.45),
+        (lora_merged, 2, 5, 59, 6.4),
+        (dora_split, 5, 5, 105, 12.75),
+        (dora_merged, 3, 5, 80, 12.7),
     ],
 )
 def test_a_layer_reaches_what_it_was_designed_for(bert, make, forward, backward, megabytes, saved):
