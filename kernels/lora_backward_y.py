@@ -62,8 +62,8 @@ def kernel(
     if arrives_last(arrived_ptr + block, splits):
         sum_parts(dBs_ptr, dB_ptr, splits, ranks, columns, R, N, WARPS)
     if arrives_last(arrived_ptr + blocks + split, blocks):
-        for start in range(split * rows_each, end, ROWS):
-            sum_parts(dhs_ptr, dh_ptr, blocks, start + tl.arange(0, ROWS), ranks, M, R, WARPS)
+        for start in range(split * rows_each, end, ROWS):  # half as many at once, or registers are spilled
+            sum_parts(dhs_ptr, dh_ptr, blocks, start + tl.arange(0, ROWS), ranks, M, R, WARPS // 2)
 
 
 def lora_backward_y(

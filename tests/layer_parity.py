@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels import lora_backward_x, lora_down, lora_merge, lora_outer, lora_up
 from kernels.dispatch import without_kernels
 from kernels.dropout import install_dropout
+from kernels.launch import arrivals
 from kernels.philox import Mask
 from lora.layers import DoRALinear, LoRALinear
 
@@ -148,6 +149,7 @@ def test_a_layer_launches_no_more_than_the_roofline_says(layer, dropout, monkeyp
     """At rank 3 on sm_75, where every operation has a kernel."""
     model = adapted(layer, dropout, torch.float16)
     x = torch.randn(M, K, dtype=torch.float16, device=DEVICE).requires_grad_()
+    arrivals(x.device, 1)  # made once in a process
     launches = Launches(monkeypatch)
     with launches:
         y = model(x)
@@ -156,6 +158,6 @@ def test_a_layer_launches_no_more_than_the_roofline_says(layer, dropout, monkeyp
     launches.seen.clear()
     with launches:
         torch.autograd.grad(y, [x, *(one for one in model.parameters() if one.requires_grad)], dy)
-    most = {("LoRALinear", 0.0): (2, 7), ("DoRALinear", 0.0): (3, 8),
-            ("LoRALinear", 0.25): (4, 6), ("DoRALinear", 0.25): (6, 7)}[layer.__name__, dropout]  # fmt: skip
+    most = {("LoRALinear", 0.0): (2, 5), ("DoRALinear", 0.0): (3, 5),
+            ("LoRALinear", 0.25): (4, 4), ("DoRALinear", 0.25): (6, 5)}[layer.__name__, dropout]  # fmt: skip
     assert (len(forward), len(launches.seen)) == most, (forward, launches.seen)
