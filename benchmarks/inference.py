@@ -25,7 +25,7 @@ from training.build import build_heads, build_tokenizer, compute_in
 from training.config import Config, check
 from training.embedding import Encoder
 from training.evaluate import predict
-from training.export import read_back, write_model, write_tokenizer
+from training.export import read_back, write_model
 from training.precision import DTYPES
 
 Texts = Sequence[str | tuple[str, str]]
@@ -46,7 +46,7 @@ def write_folders(model: Path, folder: Path, max_length: int) -> None:
         head = build_heads(config, bert.config.hidden_size)[config.task].output
         classifier = head.state_dict() if what == "pairs" else None
         write_model(bert, classifier, config, torch.float32, folder / what)
-        write_tokenizer(model, build_tokenizer(config, model), folder / what)
+        build_tokenizer(config, model).save(folder / what)
         if what == "sentences":
             write_intended(config.pooling, config.max_length, bert.config.hidden_size, folder / what)
 
