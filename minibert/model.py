@@ -59,9 +59,12 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         """three times [M] -> [M, H]"""
-        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids + self.first_position)
+        if self.first_position:
+            position_ids = position_ids + self.first_position
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)  # [M, H]
         if self.token_type_embeddings is not None:
-            x = x + self.token_type_embeddings(token_type_ids * self.reads_types)  # [M, H]
+            types = token_type_ids if self.reads_types else torch.zeros_like(token_type_ids)
+            x = x + self.token_type_embeddings(types)
         return self.dropout(self.LayerNorm(x))
 
 
