@@ -22,7 +22,7 @@ from tasks.losses import (
     simcse,
     simcse_unsupervised,
 )
-from training import pairs
+from training import config
 
 FP64 = tolerance(torch.float64)
 
@@ -253,8 +253,8 @@ def test_on_another_device_no_loss_reads_a_value():
 
 def test_the_command_line_knows_every_loss_and_no_other():
     names = {*LOSSES, *SIDE_LOSSES, "simcse-unsup"}
-    assert set(pairs.LOSSES) == names
-    assert set(pairs.SIDE_LOSSES) == names - set(LOSSES)
+    assert set(config.LOSSES) == names
+    assert set(config.SIDE_LOSSES) == names - set(LOSSES)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
