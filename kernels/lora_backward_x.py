@@ -52,7 +52,7 @@ def kernel(
     COLUMNS: tl.constexpr,
     DROPOUT: tl.constexpr,
     FORM: tl.constexpr,
-    WARPS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
     first_column = tl.program_id(0) * COLUMNS
     columns = first_column + tl.arange(0, COLUMNS)
@@ -81,7 +81,7 @@ def kernel(
     store_tile(partial_ptr + split * R * K, dA * scale, ranks, columns, R, K)
     splits = tl.num_programs(1)
     if arrives_last(arrived_ptr + tl.program_id(0), splits):
-        sum_parts(partial_ptr, dA_ptr, splits, ranks, columns, R, K, WARPS)
+        sum_parts(partial_ptr, dA_ptr, splits, ranks, columns, R, K, AT_ONCE)
 
 
 def lora_backward_x(

@@ -36,7 +36,7 @@ def kernel(
     RANKS: tl.constexpr,  # R, padded
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    WARPS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     STRIDE: tl.constexpr,
 ):
     block, split = tl.program_id(0), tl.program_id(1)
@@ -60,10 +60,10 @@ def kernel(
     store_tile(dBs_ptr + split * R * N, dB * scale, ranks, columns, R, N)
     blocks, splits = tl.num_programs(0), tl.num_programs(1)
     if arrives_last(arrived_ptr + block, splits):
-        sum_parts(dBs_ptr, dB_ptr, splits, ranks, columns, R, N, WARPS)
+        sum_parts(dBs_ptr, dB_ptr, splits, ranks, columns, R, N, AT_ONCE)
     if arrives_last(arrived_ptr + blocks + split, blocks):
-        for start in range(split * rows_each, end, ROWS):  # half as many at once, or registers are spilled
-            sum_parts(dhs_ptr, dh_ptr, blocks, start + tl.arange(0, ROWS), ranks, M, R, WARPS // 2)
+        for start in range(split * rows_each, end, ROWS):
+            sum_parts(dhs_ptr, dh_ptr, blocks, start + tl.arange(0, ROWS), ranks, M, R, 2 * AT_ONCE)
 
 
 def lora_backward_y(

@@ -57,7 +57,7 @@ def kernel(
     COLUMNS: tl.constexpr,
     DROPOUT: tl.constexpr,
     FORM: tl.constexpr,
-    WARPS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     STRIDE: tl.constexpr,
 ):
     first_column = tl.program_id(0) * COLUMNS
@@ -102,9 +102,9 @@ def kernel(
         tl.store(part_ptr + R * K + columns, dm, mask=columns < K)
     splits = tl.num_programs(1)
     if arrives_last(arrived_ptr + tl.program_id(0), splits):
-        sum_parts(partial_ptr, total_ptr, splits, ranks, columns, height, K, WARPS)
+        sum_parts(partial_ptr, total_ptr, splits, ranks, columns, height, K, AT_ONCE)
         if height > RANKS:  # dm's row
-            sum_parts(partial_ptr, total_ptr, splits, R + tl.arange(0, 1), columns, height, K, WARPS)
+            sum_parts(partial_ptr, total_ptr, splits, R + tl.arange(0, 1), columns, height, K, AT_ONCE)
 
 
 def lora_outer(

@@ -56,16 +56,15 @@ def arrives_last(arrived_ptr, programs):
 
 
 @triton.jit
-def sum_parts(part_ptr, total_ptr, parts, rows, columns, height, width: tl.constexpr, WARPS: tl.constexpr):
+def sum_parts(part_ptr, total_ptr, parts, rows, columns, height, width: tl.constexpr, AT_ONCE: tl.constexpr):
     """total = the sum of `parts` matrices [height, width] at (rows, columns), always in the same order.
 
-    Several are read at once, 32 numbers in a thread, so that one does not wait for the one before. They are
-    read past the L1 cache, which knows nothing of what other programs have stored.
+    Several are read at once, so that one does not wait for the one before, and past the L1 cache, which knows
+    nothing of what other programs have stored.
     """
     inside = (rows[:, None] < height) & (columns[None, :] < width)
     offsets = rows[:, None] * width + columns[None, :]
-    AT_ONCE: tl.constexpr = max(1, 1024 * WARPS // inside.numel)
-    totals = tl.zeros((AT_ONCE, rows.numel, columns.numel), tl.float32)
+    totals = tl.zeros((AT_ONCE, rows.shape[0], columns.shape[0]), tl.float32)
     for start in range(0, parts, AT_ONCE):
         part = (start + tl.arange(0, AT_ONCE))[:, None, None]
         read = (part < parts) & inside[None, :, :]
@@ -143,16 +142,18 @@ def compiled_for(
 def _compiled_for(
     kernel: KernelInterface, width: int, rank: int, dropout: bool, launch: Launch, stride: int
 ) -> dict[str, object]:
+    padded = padded_rank(rank, launch.form)
     values = {
         "K": width,
         "N": width,
         "R": rank,
-        "RANKS": padded_rank(rank, launch.form),
+        "RANKS": padded,
         "ROWS": launch.rows,
         "COLUMNS": launch.columns,
         "DROPOUT": dropout,
         "FORM": launch.form,
-        "WARPS": launch.warps,
+        # Partial sums that are read at once: 32 numbers in a thread
+        "AT_ONCE": max(1, 1024 * launch.warps // (padded * launch.columns)),
         "STRIDE": stride,
     }
     constants = [name for name, kind in kernel.fn.__annotations__.items() if kind is tl.constexpr]
