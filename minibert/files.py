@@ -153,7 +153,7 @@ def read_pickled(path: Path) -> "dict[str, Tensor]":
     import torch
 
     check_regular(path)
-    # A damaged pickle may ask for anything, of weights_only's few things too.
+    # torch.load has no error of its own: a damaged file makes its unpickler fail in any of these ways.
     faults = (UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
     faults += (EOFError, AssertionError, MemoryError, OverflowError, struct_error)
     try:
@@ -165,8 +165,8 @@ def read_pickled(path: Path) -> "dict[str, Tensor]":
         wanted = "expected a whole file of tensors alone, as torch.save writes it"
         raise InputError(f"{path}: {wanted}, got another ({reason or type(error).__name__})") from None
     if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
-        raise InputError(f"{path}: expected tensors by name, got something else")
-    # Copies: two names for one memory, as a pickle may have, would train as one weight.
+        raise InputError(f"{path}: expected whole tensors by name, got something else")
+    # In a pickle two names may share one memory. Each gets its own, or training one would change both.
     return {
         name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
     }
@@ -178,7 +178,10 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
     name, value = item
     if not isinstance(name, str) or type(value) not in (Tensor, nn.Parameter):
         return False
-    return value.layout == strided and value.device.type == "cpu" and not value.is_quantized
+    if value.layout != strided or value.device.type != "cpu" or value.is_quantized:
+        return False
+    # With strides of 0 a file of some bytes can claim a tensor larger than the memory.
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def check_fits(state: "Mapping[str, Tensor]", expected: "Mapping[str, Tensor]", where: str) -> None:

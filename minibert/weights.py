@@ -70,9 +70,9 @@ def read_config(folder: Path) -> BertConfig:
 def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
     """All tensors of a checkpoint, one file or sharded: file, key and tensor, LayerNorms by today's names."""
     for path in [folder / file for file in weight_files(folder)]:
-        if path.name == PICKLED:
+        if pickled := path.name == PICKLED:
             _say_pickled(path)
-        for key, tensor in (read_pickled if path.name == PICKLED else read_safetensors)(path).items():
+        for key, tensor in (read_pickled(path) if pickled else read_safetensors(path)).items():
             key = key.replace("LayerNorm.gamma", "LayerNorm.weight")
             yield path, key.replace("LayerNorm.beta", "LayerNorm.bias"), tensor
 

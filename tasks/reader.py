@@ -18,6 +18,7 @@ from minibert.errors import InputError
 from minibert.files import read_text
 from tasks.base import Example, Skipped, Task
 
+BINARY = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".zip")  # tables that are no text
 MOST_SKIPPED = 0.01  # of a file's rows; above that the file is not what it is taken for
 LARGEST_FIELD = 2**17  # characters; a longer one is no sentence
 QUOTES = {"csv": csv.QUOTE_MINIMAL, "plain": csv.QUOTE_NONE}
@@ -37,6 +38,9 @@ def read_split(
         return examples, skipped
     held_out = _held_out(examples, task)
     kept = [one for one, out in zip(examples, held_out, strict=True) if out == (split == "dev")]
+    if not kept:
+        wanted = f"a row of dev, got none: {task.dev_share:g} of each label's rows, {len(examples)} in all"
+        raise InputError(f"{folder / task.files[split]}: expected {wanted}; use a larger share, or a file")
     return kept, skipped if split == "train" else []
 
 
@@ -120,6 +124,9 @@ def read_rows(path: Path, task: Task, labelled: bool, quotes: str) -> Iterator[t
     """(line, row) for each record of a file. Raises InputError as `read_examples` does."""
     ids = [] if task.own else [task.id_column]
     required = [*ids, *task.text_columns, *[task.label_column] * labelled]
+    if path.suffix.lower() in BINARY:
+        wanted = "expected comma- or tab-separated text, or JSON Lines"
+        raise InputError(f"{path}: {wanted}, got a {path.suffix} file; convert it first")
     text = read_text(path, stream=True)
     layout = layout_of(text, required) if task.own else "\t"
     if not layout:

@@ -75,13 +75,14 @@ class TestPickled:
         [
             {"a": 1}, [torch.zeros(2)], {1: torch.zeros(2)}, {"state_dict": {"a": torch.zeros(2)}},
             {"a": torch.zeros(2, device="meta")}, {"a": torch.zeros(2).to_sparse()}, torch.zeros(2),
+            {"a": torch.zeros(1).expand(10**6, 10**7)},  # 40 TB, if it were whole
         ],
         ids=repr,
     )  # fmt: skip
     def test_what_is_no_tensor_by_name_is_refused(self, refusal, tmp_path: Path, content: object):
         torch.save(content, tmp_path / "x.bin")
         assert refusal(read_pickled, tmp_path / "x.bin").endswith(
-            "expected tensors by name, got something else"
+            "expected whole tensors by name, got something else"
         )
 
     @pytest.mark.parametrize("zipped", [True, False])
@@ -96,7 +97,7 @@ class TestPickled:
 
     def test_two_names_for_one_memory_are_two_weights(self, tmp_path: Path):
         one = torch.ones(3)
-        torch.save({"a": one, "b": one, "c": torch.ones(1).expand(3)}, tmp_path / "x.bin")
+        torch.save({"a": one, "b": one, "c": torch.ones(2, 3).mT}, tmp_path / "x.bin")
         state = read_pickled(tmp_path / "x.bin")
         assert len({tensor.untyped_storage().data_ptr() for tensor in state.values()}) == 3
         assert state["c"].is_contiguous()

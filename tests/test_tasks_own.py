@@ -113,7 +113,9 @@ REFUSED = {
         LINES["csv"],
         ["--range", "5", "1"],
     ),
-    "dev a share between 0 and 1, got": (LINES["csv"], ["--dev", "1.5"]),
+    "--dev: expected a file, or a share between 0 and 1, got 1.5": (LINES["csv"], ["--dev", "1.5"]),
+    "expected a row of dev, got none: 0.1 of each label's rows, 2 in all": ("text,label\na b,x\nc d,y\n", []),
+    "got a .parquet file; convert it first": (LINES["csv"], ["--test", "more.parquet"]),
     "21: expected 2 fields, got 3": (LINES["csv"].replace("fine 19,b", "fine, 19,b"), []),
     "expected different columns as text and label": (LINES["csv"], ["--text-columns", "label"]),
     "nowhere.csv: cannot be read": (LINES["csv"], ["--test", "nowhere.csv"]),
@@ -129,12 +131,8 @@ def test_what_cannot_be_a_task_is_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     Path("data").write_text(content)
     Path("dev.csv").write_text(LINES["csv"])
-    words = (
-        {"--text-columns": ["text"], "--label-column": ["label"]} | {changes[0]: changes[1:]}
-        if changes
-        else {}
-    )
-    words = {"--text-columns": ["text"], "--label-column": ["label"]} | words
+    words = {"--text-columns": ["text"], "--label-column": ["label"]}
+    words |= {changes[0]: changes[1:]} if changes else {}
     told = [word for name, values in words.items() if values for word in (name, *values)]
     ended = call(train.main, "--train", "data", *told, "--model", tiny, "--out", "out")
     assert ended.code == 2

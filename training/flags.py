@@ -93,6 +93,8 @@ def own_table(given: argparse.Namespace) -> dict | None:
     files = {"train": str(given.train), "dev": given.dev, "test": given.test and str(given.test)}
     with contextlib.suppress(ValueError):  # a file's name
         files["dev"] = float(given.dev) if given.dev else None
+    if isinstance(files["dev"], float) and not 0 < files["dev"] < 1:
+        raise InputError(f"--dev: expected a file, or a share between 0 and 1, got {given.dev}")
     files = absolute({split: place for split, place in files.items() if place is not None}, Path())
     return check_table(table | {"files": files}, "--train")
 
