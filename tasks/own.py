@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from minibert.errors import InputError
 from minibert.files import check_regular, read_text
+from tasks import TASKS
 from tasks.base import Task
 from tasks.reader import BOOLEANS, LAYOUTS, class_of, layout_of, number_of, read_rows
 
@@ -83,11 +84,15 @@ def located(table: Mapping, folder: Path) -> dict:
 
 
 def name_of(file: Path) -> str:
-    """reviews.csv.gz -> reviews, SST-2/train.tsv -> SST-2; only what a name may hold."""
+    """reviews.csv.gz -> reviews, SST-2/train.tsv -> SST-2, sst.csv -> own-sst, which is not the built-in sst.
+
+    Only what a name may hold.
+    """
     file = file.absolute()
     stem = file.name.split(".")[0]
     stem = file.parent.name if stem.lower() in UNTOLD_NAMES else stem
-    return re.sub(r"[^\w-]+", "_", stem).strip("_") or "own"
+    name = re.sub(r"[^\w-]+", "_", stem).strip("_") or "own"
+    return f"own-{name}" if name in TASKS else name
 
 
 def check_table(raw: dict, where: str) -> dict:

@@ -157,6 +157,14 @@ def test_a_file_that_is_no_task_is_refused(text: str, message: str, tmp_path: Pa
     assert str(caught.value).startswith(f"{file}: {message}")
 
 
+def test_a_file_that_is_called_as_a_built_in_task_is_another_task(tmp_path: Path) -> None:
+    for file in (tmp_path / "sst.csv", tmp_path / "sst" / "train.csv"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(LINES["csv"])
+        config, _ = parse(["--train", str(file), "--text-columns", "text", "--label-column", "label"])
+        assert config.task == "own-sst"
+
+
 @pytest.mark.parametrize("words", [["--dry-run"], ["--dev", "0.2"], ["--text-columns", "a"]])
 def test_flags_of_own_data_need_own_data(words: list[str], refusal) -> None:
     assert words[0] in refusal(parse, words)
