@@ -16,7 +16,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What is in no table: a folder, why, and the command that goes on with it where there is one."""
+    """A folder that cannot be used, the reason, and the command that finishes it, if there is one."""
 
     folder: Path
     reason: str
@@ -28,7 +28,7 @@ class LeftOut:
 
 
 def sort_out(folders: Sequence[Path], read: Callable[[Path], Found]) -> tuple[list[Found], list[LeftOut]]:
-    """What `read` makes of each folder, and those of which it makes nothing.
+    """What `read` returns for each folder, and the folders that cannot be used.
 
     Raises:
         InputError: if there is no such folder.
@@ -48,7 +48,7 @@ def sort_out(folders: Sequence[Path], read: Callable[[Path], Found]) -> tuple[li
 
 
 def usable(folders: Sequence[Path], read: Callable[[Path], Found]) -> tuple[list[Found], list[LeftOut]]:
-    """The same.
+    """As `sort_out`, for a command that needs at least one run.
 
     Raises:
         InputError: if there is no such folder, or none can be used.
@@ -66,7 +66,7 @@ def say(left_out: Sequence[LeftOut]) -> None:
 
 
 def no_run(folder: Path) -> LeftOut | None:
-    """Why a folder is that of no finished run; None if it is, or an adapter's."""
+    """The reason why a folder is not a finished run; None for a finished run and for an adapter."""
     config_file = folder / "config.json"
     if not folder.is_dir():
         return LeftOut(folder, "no run: it is no folder")
@@ -82,7 +82,7 @@ def no_run(folder: Path) -> LeftOut | None:
 
 
 def _unfinished(folder: Path, config_file: Path) -> LeftOut:
-    """A run that goes on, was stopped or has failed: which of them, nothing in its folder says."""
+    """A run without a result. It may be running, stopped or failed; its folder does not tell which."""
     from minibert.files import read_json
 
     try:

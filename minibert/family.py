@@ -34,13 +34,13 @@ class Family:
         processing: what the tokenizers library calls its frames.
         frames: of a first and of a second sentence.
         special: transformers' names of the special tokens, and the tokens.
-        fixed: what config.json must say, or not mention.
-        keys: config.json's keys of settings, where they are not BERT's.
-        defaults: of settings that config.json does not mention, where they are not BERT's.
-        constants: settings that config.json has not.
+        fixed: settings that can have one value alone; config.json may leave them out.
+        keys: the names of settings in config.json, where BERT has other names.
+        defaults: the values of settings that config.json leaves out, where BERT has other values.
+        constants: the values of settings that its config.json never has.
         names: parts of parameters' names, ours and theirs, to be replaced in this order.
-        first_position: of a sequence.
-        reads_types: whether a token's type, 0 or 1, is embedded; else it is 0 for the model.
+        first_position: the position of a sequence's first token.
+        reads_types: whether the model sees a token's type, 0 or 1; if not, every type is 0.
         drops_attention: whether there is dropout after attention's dense layer.
     """
 
@@ -65,6 +65,7 @@ class Family:
         return name
 
     def ours(self, name: str) -> str:
+        """The name that `published` came from."""
         for ours, theirs in self.names:
             name = name.replace(theirs, ours)
         return name
@@ -129,7 +130,7 @@ FAMILIES = {
 
 
 def model_type(folder: Path) -> str:
-    """That of a checkpoint folder. Raises InputError if it is none of `FAMILIES`."""
+    """The model_type of a checkpoint folder. Raises InputError if it is not one of `FAMILIES`."""
     got = read_json(folder / CONFIG).get("model_type")
     if not isinstance(got, str) or got not in FAMILIES:
         *others, last = FAMILIES

@@ -1,4 +1,4 @@
-"""What a checkpoint was made for, its pooling and its length, by sentence-transformers' files beside it."""
+"""The pooling and the length that a checkpoint was made for, from sentence-transformers' files beside it."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def read_length(folder: Path) -> Choice | None:
 
 
 def write_intended(pooling: str, max_length: int, hidden_size: int, folder: Path) -> None:
-    """What the two above read: the encoder, then its pooling, cls or mean. Releases since 2 read these."""
+    """Write both, so that the functions above and sentence-transformers 2 or newer read them."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -37,7 +37,8 @@ DEV_SHARE = 0.1  # of the rows, where no dev file is given
 EXAMPLES = 3  # rows that are shown
 SHORT = 60  # characters of a text in them
 MOST_WORDS = 1000  # classes named by words
-FEW_NUMBERS, MOST_NUMBERS = 10, 100  # different whole numbers that are classes: any, or without a gap
+# Whole numbers are classes if there are at most 10 different ones, or at most 100 that leave no gap.
+FEW_NUMBERS, MOST_NUMBERS = 10, 100
 UNTOLD_NAMES = ("train", "training", "data")  # files that are called after their folder
 KEYS = ("name", "about", "text", "label", "classes", "range", "ordered", "id", "files")
 SPLITS = ("train", "dev", "test")
@@ -96,7 +97,7 @@ def name_of(file: Path) -> str:
 
 
 def check_table(raw: dict, where: str) -> dict:
-    """The table, if its values are of the types that they should be; else raises InputError."""
+    """The table itself. Raises InputError if a key is unknown, or a value has the wrong type."""
     texts = raw.get("text")
     sound = {
         "name": isinstance(raw.get("name", ""), str) and re.fullmatch(r"[\w-]*", raw.get("name", "")),
@@ -209,7 +210,7 @@ def placed(tables: Sequence[dict]) -> tuple[str, list[dict]]:
 
 
 def columns_of(path: Path) -> list[str]:
-    """Of any file, as far as that can be said without knowing what is in it."""
+    """The column names that a file's first line or first JSON object gives; empty if it is damaged."""
     text = read_text(path)
     first = next((line for line in text.split("\n") if line.strip()), "")
     separator = layout_of(text, ())
@@ -257,7 +258,7 @@ def describe(raw: Mapping, quotes: str) -> Described:
 
 
 class Look(NamedTuple):
-    """What a file's rows say; `labels` and `lines`: of each different label how often, and where first."""
+    """What a file's rows say. `labels` counts each label; `lines` has the line where it stands first."""
 
     path: Path
     layout: str
